@@ -1,0 +1,1 @@
+"""Slots, ticks, clocks, sessions and the rings between engine and edge."""

@@ -1,0 +1,178 @@
+"""The seam between the engine and a backend: what a codec and a language model offer.
+
+Shape letters: B slot, C audio channel, N PCM sample, K codebook, S stream, R noise draw, V vocabulary.
+
+Tensors are exchanged on the engine's device and are valid until the next call of the same object.
+State is opaque to the engine: it is made by ``new_*_state`` and handed back at every step.
+A backend is built, warmed up and stepped on one thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from moshi_pipe.models.spec import CodecSpec, LMSpec
+
+State = Any
+"""What a backend remembers between two steps; only the backend looks inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do here.
+
+    Attributes:
+        backend: Name users choose it by, such as ``torch``.
+        device: Device it runs on, such as ``cpu`` or ``cuda:0``.
+        dtype: Weights' type, such as ``float32``.
+        max_slots: Slots that one state may have, None without a limit.
+        quantization: Name of the quantizer, or None.
+    """
+
+    backend: str
+    device: str
+    dtype: str
+    max_slots: int | None = None
+    quantization: str | None = None
+
+
+@dataclass(slots=True)
+class Controls:
+    """Per-slot inputs of one language model step, besides the column of tokens.
+
+    The engine owns one instance per LM and rewrites its rows when sessions join; a backend reads.
+
+    Attributes:
+        temperature_B: Temperature of the audio codes, float32; 0 is greedy.
+        text_temperature_B: Temperature of the text token, float32; 0 is greedy.
+        top_k_B: Candidates per audio code, int64; 0 means all.
+        text_top_k_B: Candidates per text token, int64; 0 means all.
+        noise_BKR: Exponential(1) draws, float32 ``[B, 1 + num_generated, R]``; row 0 is text's.
+            R is at least the largest top-k in use (the vocabulary where top-k is 0).
+            None when every slot is greedy.
+        guidance_B: Classifier-free guidance weight, float32; None when no slot uses it.
+        forced_text_B: Text token to use instead of sampling, int64; -2 samples. None: all sample.
+        repetition_penalty_B: Divides (multiplies, if negative) logits of recent text tokens;
+            float32, 1 is off. None: off everywhere.
+    """
+
+    temperature_B: Tensor
+    text_temperature_B: Tensor
+    top_k_B: Tensor
+    text_top_k_B: Tensor
+    noise_BKR: Tensor | None = None
+    guidance_B: Tensor | None = None
+    forced_text_B: Tensor | None = None
+    repetition_penalty_B: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Step:
+    """What one language model step produced; valid until the next step.
+
+    Attributes:
+        text_B: Sampled text token, int64; garbage where the slot was not valid.
+        codes_BK: Sampled audio codes, int64 ``[B, num_generated]``.
+        finite_B: False where a slot's logits were not finite: that session must end.
+        extra: Further outputs by name, such as ``text_logits_BV`` or ``extra_heads`` (a list of
+            probabilities ``[B, extra_head_size]``).
+    """
+
+    text_B: Tensor
+    codes_BK: Tensor
+    finite_B: Tensor
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Audio to codes and back, one frame per call. The two directions never share state."""
+
+    spec: CodecSpec
+    caps: Capabilities
+
+    def new_encoder_state(self, num_slots: int) -> State:
+        """Make zeroed encoder state for ``num_slots`` streams."""
+
+    def new_decoder_state(self, num_slots: int) -> State:
+        """Make zeroed decoder state for ``num_slots`` streams."""
+
+    def encode(self, pcm_BCN: Tensor, valid_B: Tensor, state: State) -> Tensor:
+        """Encode one frame per slot.
+
+        Args:
+            pcm_BCN: Audio in [-1, 1], float32 ``[B, channels, frame_size]``; B may be fewer than
+                the state has, and then the first B slots advance.
+            valid_B: Which slots have a frame, bool. The others' state does not change.
+            state: Updated in place.
+
+        Returns:
+            Codes, int64 ``[B, num_codebooks]``; meaningless where not valid.
+        """
+
+    def decode(self, codes_BK: Tensor, valid_B: Tensor, state: State) -> Tensor:
+        """Decode one frame per slot.
+
+        Args:
+            codes_BK: int64 ``[B, K]``, ``1 <= K <=`` the codec's codebooks. Rows that are not valid
+                may hold any number.
+            valid_B: Which slots have a frame, bool.
+            state: Updated in place.
+
+        Returns:
+            Audio, float32 ``[B, channels, frame_size]``, not clipped.
+        """
+
+    def reset(self, state: State, slots: Sequence[int]) -> None:
+        """Zero the named slots of an encoder or decoder state."""
+
+
+@runtime_checkable
+class SpeechLM(Protocol):
+    """One step of the language model on one already-delayed column of text and codes."""
+
+    spec: LMSpec
+    caps: Capabilities
+
+    def new_state(self, num_slots: int, rows_per_slot: int = 1) -> State:
+        """Make zeroed state.
+
+        Args:
+            num_slots: Sessions held at once.
+            rows_per_slot: 2 to run classifier-free guidance, else 1.
+        """
+
+    def reset(
+        self, state: State, slots: Sequence[int], conditions: Mapping[str, str] | None = None
+    ) -> None:
+        """Zero the named slots and set their conditions.
+
+        Args:
+            state: Updated in place.
+            slots: Slots to clear.
+            conditions: Value per declared condition; with guidance, ``name`` is the wanted and
+                ``name!`` the unwanted value. None for a model without conditions.
+
+        Raises:
+            ConfigError: A declared condition has no value, or one that it does not know.
+        """
+
+    def step(self, column_BS: Tensor, valid_B: Tensor, controls: Controls, state: State) -> Step:
+        """Advance the valid slots by one frame.
+
+        Args:
+            column_BS: Input ids after the delay line, int64 ``[B, 1 + num_codebooks]``: text, own
+                codes, user codes; -1 mutes a stream.
+            valid_B: Which slots advance, bool.
+            controls: Sampling settings and noise; rows beyond B are ignored.
+            state: Updated in place.
+
+        Returns:
+            The sampled token and codes of this step, not yet re-aligned.
+        """

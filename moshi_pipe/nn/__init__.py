@@ -1,0 +1,1 @@
+"""Mimi and Moshi in PyTorch: stateless modules, explicit streaming state."""

@@ -1,0 +1,1 @@
+"""Sources, sinks and transforms that come with the package."""
