@@ -1,0 +1,263 @@
+"""Nodes: where sessions come from, where their outputs go, and what runs in between.
+
+A node class is registered under a kind and a name together with a dataclass of options; it is
+constructed as ``cls(options)``. Sources and sinks live at the edge (asyncio); batched nodes run
+in the engine's thread, once per tick, over all slots at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from moshi_pipe.graph.format import Format
+from moshi_pipe.graph.packet import Packet
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class SessionInput(ABC):
+    """One conversation's incoming audio, or one file's.
+
+    Attributes:
+        id: Unique among the sessions of a source; safe as a file name.
+        meta: What an output name may use: at least ``stem``; files also give ``path`` (absolute),
+            ``name``, ``parent`` and ``index``.
+        sample_rate: Hz of what :meth:`chunks` yields.
+        num_samples: Samples per channel that will come, None when not known.
+        seed: Seed of this session, None to derive one from the run's seed and ``id``.
+    """
+
+    id: str
+    meta: Mapping[str, Any]
+    sample_rate: int
+    num_samples: int | None = None
+    seed: int | None = None
+
+    @abstractmethod
+    def chunks(self) -> AsyncIterator[npt.NDArray[np.float32]]:
+        """Yield the audio in order, float32 ``[C, N]`` of any N >= 0, until it ends.
+
+        The edge mixes channels down, resamples and cuts into frames. Opens what it reads when the
+        iteration starts and closes it when the iteration ends or is closed.
+
+        Raises:
+            InputError: The audio cannot be read; names the file and the reason.
+        """
+
+
+class Source(ABC):
+    """Gives sessions: a microphone one, a server one per connection, a folder one per file."""
+
+    live: ClassVar[bool] = False
+    """True when audio arrives at its own pace; False when it may be read as fast as wanted."""
+
+    @abstractmethod
+    def sessions(self) -> AsyncIterator[SessionInput]:
+        """Yield session inputs in order.
+
+        Raises:
+            InputError: There is nothing to read, or not as configured.
+        """
+
+    def num_sessions(self) -> int | None:
+        """Sessions that :meth:`sessions` will yield, None when not known. For progress bars.
+
+        Raises:
+            InputError: As :meth:`sessions`.
+        """
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What a sink may know of its session.
+
+    Attributes:
+        id: The session's id.
+        meta: From the source; see :class:`SessionInput`.
+        output_dir: Folder for results; exists.
+        formats: Format of each output that the graph makes, by name.
+        frame_s: Duration of a frame in seconds.
+        seed: The session's seed.
+        latency_ms: By how much what the model makes lags the input it could have heard.
+        lead_s: Silence that was put before the input, in seconds; already inside ``frame`` numbers.
+        text_delay_s: By how much text lags the sound it writes down (speech to text); to be
+            subtracted from token times, as is ``lead_s``.
+        tokenizer: Turns text tokens into pieces; None when the graph makes no text.
+    """
+
+    id: str
+    meta: Mapping[str, Any]
+    output_dir: Path
+    formats: Mapping[str, Format]
+    frame_s: float
+    seed: int
+    latency_ms: float = 0.0
+    lead_s: float = 0.0
+    text_delay_s: float = 0.0
+    tokenizer: TextTokenizer | None = None
+
+
+class TextTokenizer(Protocol):
+    """The part of a SentencePiece tokenizer that sinks use."""
+
+    padding_id: int
+    word_start_id: int
+    eos_id: int
+
+    def piece(self, token: int) -> str:
+        """Return the raw piece, such as ``▁Hello`` or ``<0xE2>``."""
+
+    def is_byte(self, token: int) -> bool:
+        """Whether the piece is one byte of a character, such as ``<0xE2>``."""
+
+    def is_control(self, token: int) -> bool:
+        """Whether the token carries no text: unknown, padding, begin and end of sequence."""
+
+
+class Sink(ABC):
+    """Takes the outputs of one session; one instance per session.
+
+    Calls come in the order ``open``, ``write`` any number of times, ``close``; never two at once.
+    """
+
+    takes: Sequence[str] = ()
+    """Graph outputs that this sink wants; an instance may narrow it by its options."""
+
+    @abstractmethod
+    async def open(self, session: SessionInfo) -> None:
+        """Get ready, create files.
+
+        Raises:
+            OutputError: The place cannot be written; names it and the reason.
+        """
+
+    @abstractmethod
+    async def write(self, packet: Packet) -> None:
+        """Take one packet. Packets of one output come in frame order."""
+
+    @abstractmethod
+    async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
+        """Finish.
+
+        Args:
+            num_frames: Frames that the session lasted; time-aligned sinks pad to this.
+            complete: False when the session failed or was interrupted.
+
+        Returns:
+            What the report says about this sink: ``files`` (absolute paths) and counts.
+        """
+
+    def outputs(self, session: SessionInfo) -> list[Path]:
+        """Files that this sink will have written for ``session``, for skipping what is done."""
+        return []
+
+
+@dataclass(slots=True)
+class Value:
+    """What a link carries during a tick.
+
+    Attributes:
+        tensor: ``[n, ...]`` on the engine's device: audio float32 ``[n, C, N]``, codes int64
+            ``[n, K]``, text int64 ``[n]``.
+        valid: Which of the n rows hold something, numpy bool ``[n]``, on the host: whether a row
+            is valid never depends on device data.
+    """
+
+    tensor: Any
+    valid: npt.NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Tick:
+    """What a batched node knows of the tick besides its inputs; one row per slot in ``[:n]``.
+
+    Attributes:
+        n: Rows that run.
+        active: Sessions that advance in this tick, numpy bool ``[n]``.
+        frame: Frame number of each session, numpy int64 ``[n]``, from 0.
+        end_codes: Sessions whose input just ended and whose model is told so by one column of
+            end codes instead of audio, numpy bool ``[n]``.
+    """
+
+    n: int
+    active: npt.NDArray[np.bool_]
+    frame: npt.NDArray[np.int64]
+    end_codes: npt.NDArray[np.bool_]
+
+
+class BatchedNode(ABC):
+    """A vertex inside the graph: fires once per tick over the first ``n`` slots.
+
+    Attributes:
+        inputs: Format per input port.
+        outputs: Format per output port.
+        budget_ms: Time it may take per tick; None for a model that the graph cannot do without.
+    """
+
+    inputs: Mapping[str, Format]
+    outputs: Mapping[str, Format]
+    budget_ms: float | None = None
+
+    def open(self, num_slots: int) -> None:
+        """Make state for ``num_slots`` and warm up; called once on the engine's thread."""
+
+    @abstractmethod
+    def join(self, slot: int, settings: Any) -> None:
+        """Begin a session in ``slot``: zero its state and take its settings."""
+
+    def leave(self, slot: int) -> None:
+        """End the session in ``slot``."""
+
+    @abstractmethod
+    def step(self, inputs: Mapping[str, Value], tick: Tick) -> dict[str, Value]:
+        """Advance every row of ``tick`` that is valid at all inputs; others keep their state.
+
+        Tensors returned are valid until the next call.
+        """
+
+    def failed(self) -> Sequence[int]:
+        """Slots whose last step was not finite; asked after outputs were copied to the host."""
+        return ()
+
+    def close(self) -> None:
+        """Free what :meth:`open` made."""
+
+
+@dataclass(slots=True)
+class SessionSettings:
+    """How one session runs; None takes the model's own default.
+
+    Attributes:
+        seed: Seed of all randomness of the session.
+        temperature: Of audio codes; 0 is greedy.
+        text_temperature: Of text tokens; 0 is greedy.
+        top_k: Candidates per audio code; 0 means all.
+        text_top_k: Candidates per text token; 0 means all.
+        guidance: Classifier-free guidance weight; 1 is off.
+        repetition_penalty: On recent text tokens; 1 is off.
+        first_frame: ``duplicate`` steps the first frame twice and drops the first result,
+            ``reset`` encodes it, resets the codec and loses the first output, ``none`` does neither.
+        conditions: Value per condition of the model.
+        end_on_text: After the input ended, feed one column of end codes and then silence until
+            this text token is made; None ends with the input.
+        max_tail_frames: Bound on the frames after the input when ``end_on_text`` is set.
+    """
+
+    seed: int = 0
+    temperature: float = 0.8
+    text_temperature: float = 0.7
+    top_k: int = 250
+    text_top_k: int = 25
+    guidance: float = 1.0
+    repetition_penalty: float = 1.0
+    first_frame: str = "duplicate"
+    conditions: dict[str, str] = field(default_factory=dict)
+    end_on_text: int | None = None
+    max_tail_frames: int = 250
