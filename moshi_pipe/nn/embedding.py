@@ -7,6 +7,7 @@ Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/lm_utils.py, moshi/moshi/co
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,26 +65,33 @@ class LookupCondition(nn.Module):
     def __init__(self, spec: ConditionerSpec, dim: int) -> None:
         super().__init__()
         self.spec = spec
-        self.embed = nn.Embedding(spec.num_bins + 1, spec.dim, _weight=torch.empty(spec.num_bins + 1, spec.dim))
+        self.embed = nn.Embedding(
+            spec.num_bins + 1, spec.dim, _weight=torch.empty(spec.num_bins + 1, spec.dim)
+        )
         self.output_proj = nn.Linear(spec.dim, dim, bias=False)
         self.learnt_padding = nn.Parameter(torch.empty(1, 1, dim))
 
-    def vector(self, value: str | None) -> Tensor:
-        """Vector of one value, float32 ``[D]``; None gives the learnt padding.
+    def vectors(self, values: Sequence[str | None]) -> Tensor:
+        """Vectors of several values at once, float32 ``[n, D]``; None gives the learnt padding.
 
         Raises:
-            ConfigError: The model does not know this value.
+            ConfigError: The model does not know a value.
         """
+        index = torch.tensor([self._index(value) for value in values])
+        projected = self.output_proj(self.embed(index.to(self.embed.weight.device)[:, None]))[:, 0]
+        known = torch.tensor([value is not None for value in values], device=projected.device)
+        return torch.where(known[:, None], projected, self.learnt_padding[0])
+
+    def _index(self, value: str | None) -> int:
         if value is None:
-            return self.learnt_padding[0, 0]
+            return self.spec.num_bins
         if value not in self.spec.values:
             raise ConfigError(
                 f"the model's condition '{self.spec.name}' has no such value",
                 got=value,
                 wanted=closest(value, self.spec.values),
             )
-        index = torch.tensor(self.spec.values.index(value), device=self.embed.weight.device)
-        return self.output_proj(self.embed(index))
+        return self.spec.values.index(value)
 
 
 class Conditions(nn.Module):
@@ -96,22 +104,24 @@ class Conditions(nn.Module):
             {entry.name: LookupCondition(entry, dim) for entry in spec.conditioners}
         )
 
-    def vector(self, values: dict[str, str | None]) -> Tensor:
-        """Sum of all conditions, float32 ``[D]``.
+    def vectors(self, rows: Sequence[Mapping[str, str | None]]) -> Tensor:
+        """Sum of all conditions per row, float32 ``[n, D]``.
 
         Raises:
             ConfigError: A declared condition is missing, or a value is not known.
         """
         total: Tensor | None = None
         for name, condition in self.conditioners.items():
-            if name not in values:
+            if not isinstance(condition, LookupCondition):
+                raise TypeError(f"condition '{name}' is a {type(condition).__name__}")
+            if any(name not in row for row in rows):
                 raise ConfigError(
                     f"the model needs a value for its condition '{name}'",
                     wanted=closest("", condition.spec.values),
                     fix=f"set conditions.{name}=VALUE",
                 )
-            vector = condition.vector(values[name])
-            total = vector if total is None else total + vector
+            vectors = condition.vectors([row[name] for row in rows])
+            total = vectors if total is None else total + vectors
         if total is None:
-            raise ConfigError("the model has no conditions", got=", ".join(values) or "none")
+            raise ConfigError("the model has no conditions")
         return total

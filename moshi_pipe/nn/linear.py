@@ -19,7 +19,7 @@ _FEW_ROWS = 4
 
 
 def project(x_MD: Tensor, weight_OD: Tensor) -> Tensor:
-    """``x @ weight.T`` for any leading axes; float32 results may differ from ``F.linear`` by rounding.
+    """``x @ weight.T`` for any leading axes; may differ from ``F.linear`` by rounding.
 
     Args:
         x_MD: ``[..., D]``.

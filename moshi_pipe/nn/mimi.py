@@ -127,7 +127,9 @@ class Mimi(nn.Module):
         Returns:
             int64 ``[B, K]`` for one frame per call, ``[B, K, T]`` for more.
         """
-        codes_BKT = self.quantizer.encode(self.latent(pcm_BCN, valid_B, state), self.mimi.num_active)
+        codes_BKT = self.quantizer.encode(
+            self.latent(pcm_BCN, valid_B, state), self.mimi.num_active
+        )
         return codes_BKT[..., 0] if state.num_frames == 1 else codes_BKT
 
     @torch.inference_mode()

@@ -194,10 +194,8 @@ class Moshi(nn.Module):
         given = dict(conditions or {})
         wanted: dict[str, str | None] = {k: v for k, v in given.items() if not k.endswith("!")}
         unwanted = {k: given.get(f"{k}!") for k in wanted}
-        for i, values in enumerate([wanted, unwanted][:per_slot]):
-            state.condition_RD[rows[i::per_slot]] = self.condition_provider.vector(values).to(
-                self.dtype
-            )
+        vectors_RD = self.condition_provider.vectors([wanted, unwanted][:per_slot])
+        state.condition_RD[rows] = vectors_RD.to(self.dtype).repeat(len(slots), 1)
 
     @torch.inference_mode()
     def step(
@@ -216,7 +214,9 @@ class Moshi(nn.Module):
         text_B = self._sample_text(text_logits_BV, valid_B, controls, state)
         if self.extra_heads:
             own_B1D = hidden_R1D[:: state.rows_per_slot]
-            extra["extra_heads"] = [F.softmax(head(own_B1D), dim=-1)[:, 0] for head in self.extra_heads]
+            extra["extra_heads"] = [
+                F.softmax(head(own_B1D), dim=-1)[:, 0] for head in self.extra_heads
+            ]
         if self.depformer is None:
             codes_BK = text_B.new_zeros(batch, 0)
         else:
@@ -270,9 +270,7 @@ class Moshi(nn.Module):
             table = self.depformer_text_emb if k == 0 else self.depformer_emb[k - 1]
             ids_R1 = previous_B.repeat_interleave(per_slot)[:, None]
             x = self._project(hidden_R1D, linear.weight) + table(ids_R1)
-            x = depformer.step(
-                x, depth, running_R, weight_set=weight_set, project=self._project
-            )
+            x = depformer.step(x, depth, running_R, weight_set=weight_set, project=self._project)
             x = self.depformer_norms[k](x)
             logits_BV = _guide(
                 self._head(self.linears[k], x), controls.guidance_B, per_slot

@@ -66,7 +66,7 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = [layer.get_submodule("_codebook") for layer in layers]
 
     def encode(self, latent_MD: Tensor, num_codebooks: int) -> list[Tensor]:
-        """Return the nearest centroid's index per codebook, int64 ``[M]`` each; ties to the lowest."""
+        """Nearest centroid per codebook, int64 ``[M]`` each; ties go to the lowest index."""
         residual_MQ = self.input_proj.apply_rows(latent_MD)
         codes = []
         for codebook in self.codebooks[:num_codebooks]:

@@ -25,7 +25,8 @@ def sample(
     Args:
         logits_BV: float32.
         temperature_B: float32; 0 is greedy.
-        top_k_B: Candidates, int64; 0 means as many as there are draws.
+        top_k_B: Candidates, int64; 0 means as many as there are draws. Equal probabilities are
+            ordered as ``torch.topk`` orders them for this number of draws.
         noise_BR: Exponential(1) draws in candidate order; None when every slot is greedy.
 
     Returns:
@@ -61,8 +62,9 @@ def penalize_recent(logits_BV: Tensor, recent_BW: Tensor, penalty_B: Tensor) -> 
     Returns:
         float32 ``[B, V]``.
     """
-    seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
-    seen_BV.scatter_(1, recent_BW.clamp(min=0), recent_BW >= 0)
+    count_BV = torch.zeros_like(logits_BV)
+    count_BV.scatter_add_(1, recent_BW.clamp(min=0), (recent_BW >= 0).to(logits_BV))
+    seen_BV = count_BV > 0
     penalty_B1 = penalty_B[:, None]
     penalized = torch.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
     return torch.where(seen_BV, penalized, logits_BV)

@@ -42,7 +42,9 @@ class ResidualBlock(nn.Module):
         hidden = channels // spec.compress
         wide = CausalConv(channels, hidden, spec.residual_kernel_size, dilation=dilation)
         narrow = CausalConv(hidden, channels, 1)
-        self.block = nn.ModuleList([nn.Identity(), ConvHolder(wide), nn.Identity(), ConvHolder(narrow)])
+        self.block = nn.ModuleList(
+            [nn.Identity(), ConvHolder(wide), nn.Identity(), ConvHolder(narrow)]
+        )
         self.wide = [wide]
         self.narrow = [narrow]
 

@@ -69,7 +69,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend over the ring and the new positions."""
         spec = self.spec
-        batch, num_new, dim = x_BTD.shape
+        batch, num_new, _ = x_BTD.shape
         projected = project(x_BTD, self.in_projs[weight_set].weight)
         heads = projected.view(batch, num_new, -1, spec.head_dim).transpose(1, 2)
         q, k, v = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)

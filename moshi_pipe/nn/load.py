@@ -1,0 +1,360 @@
+"""Weights straight from a file into a module that was built on the meta device.
+
+Each tensor is read from its byte range into the memory it will stay in, one after the other: on a
+CPU there is never a second copy, with a cast or another device one tensor's worth of scratch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from moshi_pipe.errors import BackendError, CheckpointError
+from moshi_pipe.models.checkpoint import Checkpoint, check_weights
+from moshi_pipe.models.layout import Layout, is_linear, lm_layout, mimi_layout
+from moshi_pipe.models.safetensors_header import Header, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Progress = Callable[[int, int], None]
+"""Called with bytes read so far and bytes in all."""
+
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+def load_mimi(
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    device: torch.device | str = "cpu",
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Load a codec, always in float32.
+
+    Raises:
+        CheckpointError: See :func:`load_into`.
+    """
+    if checkpoint.mimi_weights is None or checkpoint.mimi is None:
+        raise CheckpointError(f"{checkpoint.where} was opened without its codec")
+    load_into(
+        module,
+        checkpoint.mimi_weights,
+        mimi_layout(checkpoint.mimi),
+        device=device,
+        dtype=torch.float32,
+        check_finite=checkpoint.check_finite,
+        progress=progress,
+    )
+
+
+def load_lm(
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Load a language model.
+
+    Conditions stay float32, LoRA is added to the weights, int8 weights become ``dtype``, and
+    Hibiki reads an end of stream that it emits too early as padding.
+
+    Raises:
+        CheckpointError: See :func:`load_into`.
+    """
+    spec = checkpoint.config.lm
+    if checkpoint.lm_weights is None or spec is None:
+        raise CheckpointError(f"{checkpoint.where} was opened without its language model")
+    lora = None
+    if checkpoint.lora is not None and checkpoint.config.lora_scaling is not None:
+        lora = _Lora.open(checkpoint.lora, lm_layout(spec), checkpoint.config.lora_scaling)
+    load_into(
+        module,
+        checkpoint.lm_weights,
+        lm_layout(spec),
+        device=device,
+        dtype=dtype,
+        keep_float32=keeps_float32,
+        check_finite=checkpoint.check_finite,
+        lora=lora,
+        progress=progress,
+    )
+    if checkpoint.config.model_type == "hibiki":
+        # Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/loaders.py, get_moshi.
+        table = module.get_parameter("text_emb.weight")
+        with torch.no_grad():
+            table[2] = table[3]
+
+
+def keeps_float32(name: str) -> bool:
+    """Whether a tensor stays float32 whatever the model's type: conditions and int8 scales."""
+    return name.startswith(("condition_provider.", "fuser.")) or name.endswith("_scb")
+
+
+def load_into(
+    module: nn.Module,
+    path: Path,
+    layout: Layout,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    keep_float32: Callable[[str], bool] = lambda name: False,
+    check_finite: bool = True,
+    lora: _Lora | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Fill a module from a safetensors file.
+
+    Parameters and buffers are replaced, not copied into, so the module may be on the meta device.
+
+    Args:
+        module: Its parameters and buffers have the layout's in-memory names.
+        path: The weights.
+        layout: What the file must hold.
+        device: Where the tensors go.
+        dtype: Type of all floating tensors.
+        keep_float32: Names that become float32 instead.
+        check_finite: Refuse NaN and infinity.
+        lora: Low-rank update to add, or None.
+        progress: Called after every tensor.
+
+    Raises:
+        CheckpointError: The file is damaged or does not fit the layout, a weight is not finite,
+            or the module has parameters that the layout does not name.
+        BackendError: The device has no room.
+    """
+    header = check_weights(path, layout)
+    _refuse_strangers(module, layout, path)
+    done = 0
+    with _reading(path) as file, torch.no_grad():
+        reader = _Reader(file, header, layout)
+        for name in reader.names():
+            target = torch.float32 if keep_float32(name) else dtype
+            with _room_for(name, device):
+                tensor = reader.read(name, target, torch.device(device))
+                if check_finite:
+                    _refuse_not_finite(tensor, name, path)
+                if lora is not None:
+                    tensor = lora.add_to(tensor, name)
+            _assign(module, name, tensor)
+            done += layout.tensors[name].num_bytes
+            if progress is not None:
+                progress(done, header.data_bytes)
+    if lora is not None:
+        lora.refuse_unused()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one in-memory tensor lies in a file.
+
+    Attributes:
+        start: First byte.
+        dtype: Type in the file.
+    """
+
+    start: int
+    dtype: torch.dtype
+
+
+class _Reader:
+    """Reads in-memory tensors from a file with fused or split names."""
+
+    def __init__(self, file: FileIO, header: Header, layout: Layout) -> None:
+        self._file = file
+        self._layout = layout
+        self._places: dict[str, _Place] = {}
+        for file_name, entry in header.entries.items():
+            start, dtype = entry.start, _DTYPES[entry.spec.dtype]
+            for name in layout.resolve(file_name):
+                self._places[name] = _Place(start, dtype)
+                start += layout.tensors[name].num_elements * dtype.itemsize
+
+    def names(self) -> list[str]:
+        """In-memory names of all weights, in the order of the file; int8 scales go with theirs."""
+        names = sorted(self._places, key=lambda name: self._places[name].start)
+        return [name for name in names if not name.endswith("_scb")]
+
+    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Read one tensor as ``dtype`` on ``device``."""
+        tensor = self._read_raw(name)
+        if tensor.dtype == torch.int8:
+            scale = self._read_raw(f"{name}_scb").to(device, torch.float32)
+            # int8 = round(127 w / absmax of the row)
+            return (tensor.to(device, torch.float32) * (scale / 127)[:, None]).to(dtype)
+        return tensor.to(device, dtype)
+
+    def _read_raw(self, name: str) -> Tensor:
+        place = self._places[name]
+        return _read_tensor(self._file, place.start, self._layout.tensors[name].shape, place.dtype)
+
+
+@dataclass(slots=True)
+class _Lora:
+    """A low-rank update of linear weights: ``W + scaling * B @ A``, in the model's type.
+
+    Attributes:
+        path: The file, for messages.
+        scaling: Weight of the product.
+        pairs: In-memory weight name to its A and B, each with the layer's own rows cut out.
+        unused: Weights that were not met yet.
+    """
+
+    path: Path
+    scaling: float
+    pairs: Mapping[str, tuple[Tensor, Tensor]]
+    unused: set[str] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, path: Path, layout: Layout, scaling: float) -> _Lora:
+        """Read a LoRA file: small, so it is held in memory while the model loads.
+
+        Raises:
+            CheckpointError: It names weights that this model does not have, or is damaged.
+        """
+        header = read_header(path)
+        halves: dict[str, dict[str, Tensor]] = {}
+        unknown = []
+        with _reading(path) as file:
+            for name, entry in header.entries.items():
+                stem, _, tail = name.rpartition(".lora_")
+                targets = layout.resolve(f"{stem}.weight") if stem else ()
+                if not targets or not is_linear(targets[0]) or tail not in ("A.weight", "B.weight"):
+                    unknown.append(name)
+                    continue
+                dtype = _DTYPES[entry.spec.dtype]
+                whole = _read_tensor(file, entry.start, entry.spec.shape, dtype)
+                rows = whole.view(len(targets), -1, whole.shape[-1])
+                for target, part in zip(targets, rows, strict=True):
+                    halves.setdefault(target, {})[tail[0]] = part
+        unknown += [f"{name} without its other half" for name, ab in halves.items() if len(ab) < 2]
+        if unknown:
+            raise CheckpointError(
+                f"the LoRA file {path} does not fit the model",
+                got=f"{len(unknown)} tensors of no linear layer of it: {', '.join(unknown[:5])}",
+                wanted="NAME.lora_A.weight and NAME.lora_B.weight of its linear layers",
+            )
+        pairs = {name: (ab["A"], ab["B"]) for name, ab in halves.items()}
+        return cls(path, scaling, pairs, set(pairs))
+
+    def add_to(self, weight: Tensor, name: str) -> Tensor:
+        """Add the update of one weight, if there is one."""
+        if name not in self.pairs:
+            return weight
+        self.unused.discard(name)
+        down, up = (half.to(weight.device, weight.dtype) for half in self.pairs[name])
+        if down.shape[0] != up.shape[1] or (up.shape[0], down.shape[1]) != tuple(weight.shape):
+            raise CheckpointError(
+                f"the LoRA file {self.path} does not fit '{name}'",
+                got=f"A {list(down.shape)}, B {list(up.shape)}",
+                wanted=f"A [rank, {weight.shape[1]}], B [{weight.shape[0]}, rank]",
+            )
+        return weight + self.scaling * (up @ down)
+
+    def refuse_unused(self) -> None:
+        """Raise when an update met no weight."""
+        if self.unused:
+            raise CheckpointError(
+                f"the LoRA file {self.path} changes weights that the model does not have",
+                got=", ".join(sorted(self.unused)[:5]),
+            )
+
+
+def _refuse_strangers(module: nn.Module, layout: Layout, path: Path) -> None:
+    """Every parameter of the module must be filled, and every tensor must have its place."""
+    own = {name for name, _ in module.named_parameters()}
+    own |= {name for name, _ in module.named_buffers()}
+    weights = {name for name in layout.tensors if not name.endswith("_scb")}
+    wrong = sorted(own ^ weights)
+    if wrong:
+        raise CheckpointError(
+            f"cannot load {path} into {type(module).__name__}: module and config do not agree",
+            got=", ".join(wrong[:10]),
+            wanted="the same tensors in both",
+        )
+
+
+def _refuse_not_finite(tensor: Tensor, name: str, path: Path) -> None:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    least, most = torch.aminmax(tensor)  # either is NaN if any element is
+    if not bool(torch.isfinite(least) & torch.isfinite(most)):
+        raise CheckpointError(
+            f"{path} has weights that are not finite",
+            got=f"'{name}' ranges from {least.item()} to {most.item()} as {tensor.dtype}",
+            wanted="finite numbers",
+            fix="download or copy the file again; with dtype=float16 try bfloat16",
+        )
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace one parameter or buffer by a tensor, on whatever device it was."""
+    prefix, _, last = name.rpartition(".")
+    owner = module.get_submodule(prefix)
+    if last in dict(owner.named_buffers(recurse=False)):
+        owner.register_buffer(last, tensor)
+        return
+    setattr(owner, last, nn.Parameter(tensor, requires_grad=False))
+
+
+def _read_tensor(file: FileIO, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Read bytes of the file into the memory of a new tensor, without a copy between."""
+    tensor = torch.empty(shape, dtype=dtype)
+    if tensor.numel() == 0:
+        return tensor
+    array: Any = tensor.view(-1).view(torch.uint8).numpy()
+    rest = memoryview(array)
+    file.seek(start)
+    while rest:
+        count = file.readinto(rest)  # at most 2 GiB at once
+        if not count:
+            raise CheckpointError(
+                f"cannot read the weights in {file.name}",
+                got="the file became shorter while it was read",
+                fix="download or copy the file again",
+            )
+        rest = rest[count:]
+    return tensor
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[FileIO]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read the weights in {path}", got=error.strerror or str(error)
+        ) from error
+
+
+@contextmanager
+def _room_for(name: str, device: torch.device | str) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise BackendError(
+            f"the model does not fit on {device}",
+            got=f"no room for '{name}'",
+            fix="see moshi-pipe plan; use a smaller dtype, fewer slots or another device",
+        ) from error
