@@ -164,9 +164,7 @@ class LMStage(BatchedNode):
         spec = self._lm.spec
         state = self._lm.new_state(num_slots, 2 if self._guided else 1)
         controls = _controls(num_slots, self._device, guided=self._guided)
-        noise = np.ones(
-            (num_slots, 1 + spec.num_generated, self._max_candidates), dtype=np.float32
-        )
+        noise = np.ones((num_slots, 1 + spec.num_generated, self._max_candidates), dtype=np.float32)
         self._open = _Running(state, self._line.new_state(num_slots), controls, noise, num_slots)
         initial_S = torch.tensor(spec.initial_codes, device=self._device)
         column_BS = initial_S.expand(num_slots, -1)
@@ -242,7 +240,9 @@ class LMStage(BatchedNode):
         """
         settings = self._running().settings[slot]
         first = self._running().num_steps[slot] == 0
-        return bool(tick.active[slot] and first and settings and settings.first_frame == "duplicate")
+        return bool(
+            tick.active[slot] and first and settings and settings.first_frame == "duplicate"
+        )
 
     @torch.inference_mode()
     def _advance(

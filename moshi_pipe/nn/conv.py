@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+
+from moshi_pipe.nn.linear import project
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,13 +97,13 @@ class CausalConv(nn.Module):
             x_BTC = torch.cat([past, x_BTC], dim=1)
             _store(previous_BPC[:batch], x_BTC[:, num_steps:], keep_B11)
         if self.kernel_size == 1:
-            return F.linear(x_BTC, matrix, self.bias)
+            return project(x_BTC, matrix, self.bias)
         x_BTC = x_BTC.contiguous()
         windows = x_BTC.as_strided(
             (batch, num_steps // self.stride, self.kernel_size, channels),
             (x_BTC.stride(0), self.stride * channels, self.dilation * channels, 1),
         )
-        return F.linear(windows.flatten(2), matrix, self.bias)
+        return project(windows.flatten(2), matrix, self.bias)
 
     def _prepared(self) -> Tensor:
         if self._matrix is None:
@@ -168,7 +169,7 @@ class CausalConvTranspose(nn.Module):
         if self.channel_wise:
             y = x_BTC[:, :, None] * matrix
         else:
-            y = F.linear(x_BTC, matrix).view(batch, num_steps, 2 * stride, self.out_channels)
+            y = project(x_BTC, matrix).view(batch, num_steps, 2 * stride, self.out_channels)
         head, tail = y[:, :, :stride], y[:, :, stride:]
         out = head.clone() if self.bias is None else head + self.bias
         out[:, 0] += partial_BSO[:batch]

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from io import FileIO
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from moshi_pipe.errors import BackendError, CheckpointError
-from moshi_pipe.models.checkpoint import Checkpoint, check_weights
 from moshi_pipe.models.layout import Layout, is_linear, lm_layout, mimi_layout
 from moshi_pipe.models.safetensors_header import Header, read_header
+from moshi_pipe.models.weight_check import check_weights
 
 if TYPE_CHECKING:
+    from io import FileIO
+    from pathlib import Path
+
     from torch import Tensor
+
+    from moshi_pipe.models.checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
 """Called with bytes read so far and bytes in all."""
@@ -160,8 +163,6 @@ def load_into(
             done += layout.tensors[name].num_bytes
             if progress is not None:
                 progress(done, header.data_bytes)
-    if lora is not None:
-        lora.refuse_unused()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class _Reader:
         return _read_tensor(self._file, place.start, self._layout.tensors[name].shape, place.dtype)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Lora:
     """A low-rank update of linear weights: ``W + scaling * B @ A``, in the model's type.
 
@@ -217,13 +218,11 @@ class _Lora:
         path: The file, for messages.
         scaling: Weight of the product.
         pairs: In-memory weight name to its A and B, each with the layer's own rows cut out.
-        unused: Weights that were not met yet.
     """
 
     path: Path
     scaling: float
     pairs: Mapping[str, tuple[Tensor, Tensor]]
-    unused: set[str] = field(default_factory=set)
 
     @classmethod
     def open(cls, path: Path, layout: Layout, scaling: float) -> _Lora:
@@ -239,13 +238,16 @@ class _Lora:
             for name, entry in header.entries.items():
                 stem, _, tail = name.rpartition(".lora_")
                 targets = layout.resolve(f"{stem}.weight") if stem else ()
-                if not targets or not is_linear(targets[0]) or tail not in ("A.weight", "B.weight"):
+                linear = bool(targets) and is_linear(targets[0])
+                rows = entry.spec.shape[0] if len(entry.spec.shape) == 2 else 0
+                whole_parts = linear and rows > 0 and rows % len(targets) == 0
+                if not whole_parts or tail not in ("A.weight", "B.weight"):
                     unknown.append(name)
                     continue
                 dtype = _DTYPES[entry.spec.dtype]
                 whole = _read_tensor(file, entry.start, entry.spec.shape, dtype)
-                rows = whole.view(len(targets), -1, whole.shape[-1])
-                for target, part in zip(targets, rows, strict=True):
+                parts = whole.view(len(targets), -1, whole.shape[-1])
+                for target, part in zip(targets, parts, strict=True):
                     halves.setdefault(target, {})[tail[0]] = part
         unknown += [f"{name} without its other half" for name, ab in halves.items() if len(ab) < 2]
         if unknown:
@@ -255,13 +257,12 @@ class _Lora:
                 wanted="NAME.lora_A.weight and NAME.lora_B.weight of its linear layers",
             )
         pairs = {name: (ab["A"], ab["B"]) for name, ab in halves.items()}
-        return cls(path, scaling, pairs, set(pairs))
+        return cls(path, scaling, pairs)
 
     def add_to(self, weight: Tensor, name: str) -> Tensor:
         """Add the update of one weight, if there is one."""
         if name not in self.pairs:
             return weight
-        self.unused.discard(name)
         down, up = (half.to(weight.device, weight.dtype) for half in self.pairs[name])
         if down.shape[0] != up.shape[1] or (up.shape[0], down.shape[1]) != tuple(weight.shape):
             raise CheckpointError(
@@ -270,14 +271,6 @@ class _Lora:
                 wanted=f"A [rank, {weight.shape[1]}], B [{weight.shape[0]}, rank]",
             )
         return weight + self.scaling * (up @ down)
-
-    def refuse_unused(self) -> None:
-        """Raise when an update met no weight."""
-        if self.unused:
-            raise CheckpointError(
-                f"the LoRA file {self.path} changes weights that the model does not have",
-                got=", ".join(sorted(self.unused)[:5]),
-            )
 
 
 def _refuse_strangers(module: nn.Module, layout: Layout, path: Path) -> None:

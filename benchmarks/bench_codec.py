@@ -1,0 +1,172 @@
+"""How long does Mimi take per 80 ms frame, against the reference and rustymimi?
+
+    python benchmarks/bench_codec.py --threads 1 2 --compiled
+
+The released codec's shape with random weights, the same file for all; every frame is done by all
+contestants in turn. Codes are compared while timing. Peers that are not installed are left out.
+Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_TORCH_COMPILE", "1")  # the reference would compile single operations
+
+import torch
+from measure import Step, emit, summary, time_interleaved
+
+from moshi_pipe.models.checkpoint import MIMI, ModelOptions, open_checkpoint
+from moshi_pipe.models.make_checkpoint import make_checkpoint
+from moshi_pipe.nn.load import load_mimi
+from moshi_pipe.nn.mimi import Mimi
+
+NUM_CODEBOOKS = 8
+
+
+def main() -> None:
+    """Run the comparison and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=150)
+    parser.add_argument("--warm-up", type=int, default=10)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--slots", type=int, default=1, help="1 or a multiple of 4; peers take 1")
+    parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
+    parser.add_argument("--preset", default="medium", help="medium has the released codec's shape")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint(folder, preset=args.preset, seed=0)
+        results = {str(n): run(Path(folder), args, n) for n in args.threads}
+    emit("codec", {"preset": args.preset, "slots": args.slots, "threads": results})
+
+
+def run(folder: Path, args: argparse.Namespace, num_threads: int) -> dict[str, Any]:
+    """Time every contestant on ``num_threads`` threads."""
+    torch.set_num_threads(num_threads)
+    torch.set_grad_enabled(False)
+    codec = load(folder)
+    num_frames = args.frames + args.warm_up
+    generator = torch.Generator().manual_seed(0)
+    frame = codec.spec.frame_size
+    pcm_TBCN = 0.1 * torch.randn(num_frames, args.slots, 1, frame, generator=generator)
+    encode: dict[str, Step] = {}
+    decode: dict[str, Step] = {}
+    codes: dict[str, list[Any]] = {}
+    add_ours("ours", codec, pcm_TBCN, encode, decode, codes)
+    if args.compiled:
+        add_ours("ours compiled", compiled(load(folder)), pcm_TBCN, encode, decode, codes)
+    if args.slots == 1:
+        add_reference(folder, pcm_TBCN, encode, decode, codes)
+        add_rustymimi(folder, codec, pcm_TBCN, encode, decode, codes)
+    encode_ms = time_interleaved(encode, args.frames, args.warm_up)
+    decode_ms = time_interleaved(decode, args.frames, args.warm_up)
+    report: dict[str, Any] = {
+        name: {"encode": summary(encode_ms[name]), "decode": summary(decode_ms[name])}
+        for name in encode
+    }
+    for name, times in report.items():
+        times["sum_median_ms"] = round(sum(times[k]["median_ms"] for k in ("encode", "decode")), 3)
+        times["codes_equal"] = f"{matching(codes['ours'], codes[name])} of {num_frames} frames"
+    peers = [report[name]["sum_median_ms"] for name in report if not name.startswith("ours")]
+    if peers:
+        report["ratio_to_best_peer"] = round(report["ours"]["sum_median_ms"] / min(peers), 3)
+    return report
+
+
+def load(folder: Path) -> Mimi:
+    """Load our codec from the checkpoint."""
+    checkpoint = open_checkpoint(ModelOptions(path=str(folder)), parts=[MIMI])
+    if checkpoint.mimi is None:
+        raise SystemExit("the checkpoint has no codec")
+    with torch.device("meta"):
+        codec = Mimi(checkpoint.mimi)
+    load_mimi(checkpoint, codec)
+    codec.prepare()
+    return codec
+
+
+def compiled(codec: Mimi) -> Mimi:
+    """Compile the parts of a step that have no data-dependent control flow."""
+    for part in (codec.encoder, codec.decoder):
+        part.step = torch.compile(part.step)  # type: ignore[method-assign]
+    return codec
+
+
+def add_ours(
+    name: str,
+    codec: Mimi,
+    pcm_TBCN: torch.Tensor,
+    encode: dict[str, Step],
+    decode: dict[str, Step],
+    codes: dict[str, list[Any]],
+) -> None:
+    """Add one of our forms as a contestant."""
+    num_slots = pcm_TBCN.shape[1]
+    valid_B = torch.ones(num_slots, dtype=torch.bool)
+    encoder, decoder = codec.new_encoder_state(num_slots), codec.new_decoder_state(num_slots)
+    made: list[Any] = codes.setdefault(name, [])
+    encode[name] = lambda i: made.append(codec.encode(pcm_TBCN[i], valid_B, encoder).clone())
+    decode[name] = lambda i: void(codec.decode(made[i], valid_B, decoder))
+
+
+def add_reference(
+    folder: Path,
+    pcm_TBCN: torch.Tensor,
+    encode: dict[str, Step],
+    decode: dict[str, Step],
+    codes: dict[str, list[Any]],
+) -> None:
+    """Add the reference package, if it is installed."""
+    if importlib.util.find_spec("moshi") is None:
+        return
+    from moshi.models.loaders import get_mimi
+
+    codec = get_mimi(folder / "mimi.safetensors", num_codebooks=NUM_CODEBOOKS)
+    codec.streaming_forever(1)
+    made: list[Any] = codes.setdefault("moshi", [])
+    encode["moshi"] = lambda i: made.append(codec.encode(pcm_TBCN[i])[..., 0].clone())
+    decode["moshi"] = lambda i: void(codec.decode(made[i][..., None]))
+
+
+def add_rustymimi(
+    folder: Path,
+    ours: Mimi,
+    pcm_TBCN: torch.Tensor,
+    encode: dict[str, Step],
+    decode: dict[str, Step],
+    codes: dict[str, list[Any]],
+) -> None:
+    """Add rustymimi's blocking codec, if it is installed."""
+    if importlib.util.find_spec("rustymimi") is None:
+        return
+    import rustymimi
+
+    codec = rustymimi.Tokenizer(str(folder / "mimi.safetensors"), num_codebooks=NUM_CODEBOOKS)
+    frames = [pcm.numpy() for pcm in pcm_TBCN]
+    made: list[Any] = codes.setdefault("rustymimi", [])
+    encode["rustymimi"] = lambda i: made.append(codec.encode_step(frames[i]))
+    decode["rustymimi"] = lambda i: void(codec.decode_step(made[i]))
+
+
+def matching(mine: list[Any], theirs: list[Any]) -> int:
+    """Count the frames whose codes are all equal."""
+    pairs = zip(mine, theirs, strict=True)
+    return sum(torch.as_tensor(a).flatten().tolist() == flat(b) for a, b in pairs)
+
+
+def flat(codes: Any) -> list[int]:
+    """Codes of one frame as a list, whatever a contestant calls them."""
+    return [int(code) for code in torch.as_tensor(codes).flatten()]
+
+
+def void(_: Any) -> None:
+    """Drop a result."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""How long does one language model step take, against the reference?
+
+    python benchmarks/bench_lm.py --preset medium --dtype float32 bfloat16 --threads 1 2
+
+Random weights, the same file for both; greedy, one session, steps done in turn, tokens compared
+while timing. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_TORCH_COMPILE", "1")
+
+import torch
+from measure import Step, emit, summary, time_interleaved
+
+from moshi_pipe.engine.delay_line import DelayLine
+from moshi_pipe.models.checkpoint import LM, ModelOptions, open_checkpoint
+from moshi_pipe.models.make_checkpoint import make_checkpoint
+from moshi_pipe.models.protocols import Controls
+from moshi_pipe.nn.load import load_lm
+from moshi_pipe.nn.moshi import Moshi
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    """Run the comparison and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--dtype", nargs="+", default=["float32"])
+    parser.add_argument("--preset", default="medium")
+    parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
+    args = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in args.dtype:
+            make_checkpoint(folder, preset=args.preset, seed=0, dtype=dtype)
+            for num_threads in args.threads:
+                key = f"{dtype}, {num_threads} threads"
+                results[key] = run(Path(folder), args, dtype, num_threads)
+    emit("lm", {"preset": args.preset, "results": results})
+
+
+def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) -> dict[str, Any]:
+    """Time every contestant."""
+    torch.set_num_threads(num_threads)
+    torch.set_grad_enabled(False)
+    steps: dict[str, Step] = {}
+    tokens: dict[str, list[list[int]]] = {}
+    for numerics in ("fast", "reference"):
+        add_ours(f"ours {numerics}", load(folder, dtype, numerics), steps, tokens)
+    if args.compiled:
+        model = load(folder, dtype, "reference")
+        model.temporal_step = torch.compile(model.temporal_step)  # type: ignore[method-assign]
+        model.depth_step = torch.compile(model.depth_step)  # type: ignore[method-assign]
+        add_ours("ours compiled", model, steps, tokens)
+    if importlib.util.find_spec("moshi") is not None:
+        add_reference(folder, dtype, steps, tokens)
+    times = time_interleaved(steps, args.steps, args.warm_up)
+    report: dict[str, Any] = {name: summary(times[name]) for name in steps}
+    for name, row in report.items():
+        same = sum(a == b for a, b in zip(tokens["ours reference"], tokens[name], strict=True))
+        row["tokens_equal"] = f"{same} of {args.steps + args.warm_up} steps"
+    if "moshi" in report:
+        ratio = report["ours fast"]["median_ms"] / report["moshi"]["median_ms"]
+        report["ratio_to_moshi"] = round(ratio, 3)
+    return report
+
+
+def load(folder: Path, dtype: str, numerics: str) -> Moshi:
+    """Load our model from the checkpoint."""
+    checkpoint = open_checkpoint(ModelOptions(path=str(folder)), parts=[LM])
+    if checkpoint.config.lm is None:
+        raise SystemExit("the checkpoint has no language model")
+    with torch.device("meta"):
+        model = Moshi(checkpoint.config.lm, numerics=numerics)
+    load_lm(checkpoint, model, dtype=getattr(torch, dtype))
+    return model
+
+
+def add_ours(
+    name: str, model: Moshi, steps: dict[str, Step], tokens: dict[str, list[list[int]]]
+) -> None:
+    """Add one of our forms as a contestant."""
+    line = DelayLine(model.spec, CPU)
+    state, delays = model.new_state(1), line.new_state(1)
+    zeros, counts = torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+    controls = Controls(zeros, zeros, counts, counts)
+    valid_B = torch.ones(1, dtype=torch.bool)
+    made = tokens.setdefault(name, [])
+
+    def step(i: int) -> None:
+        column_BS = line.push_user(user_codes(i, model), valid_B, delays)
+        out = model.step(column_BS, valid_B, controls, state)
+        text_B, codes_BK = line.push_generated(out.text_B, out.codes_BK, valid_B, delays)
+        made.append([*text_B.tolist(), *codes_BK[0].tolist()])
+
+    steps[name] = step
+
+
+def add_reference(
+    folder: Path, dtype: str, steps: dict[str, Step], tokens: dict[str, list[list[int]]]
+) -> None:
+    """Add the reference package."""
+    from moshi.models.lm import LMGen
+    from moshi.models.loaders import get_moshi_lm
+
+    checkpoint = open_checkpoint(ModelOptions(path=str(folder)), parts=[LM])
+    keys = {k: v for k, v in checkpoint.config.raw.items() if k not in NOT_THE_MODELS}
+    model = get_moshi_lm(checkpoint.lm_weights, keys, device="cpu", dtype=getattr(torch, dtype))
+    generator = LMGen(model, use_sampling=False, support_out_of_sync=True)
+    generator.streaming_forever(1)
+    ours = load(folder, dtype, "reference")
+    made = tokens.setdefault("moshi", [])
+
+    def step(i: int) -> None:
+        out = generator.step(user_codes(i, ours)[..., None])
+        made.append(out[0, :, 0].tolist())
+
+    steps["moshi"] = step
+
+
+NOT_THE_MODELS = {
+    "moshi_name",
+    "mimi_name",
+    "mimi_config_name",
+    "tokenizer_name",
+    "model_type",
+    "model_id",
+    "lm_gen_config",
+    "stt_config",
+}
+
+
+def user_codes(step: int, model: Moshi) -> torch.Tensor:
+    """Codes of the user's streams, int64 ``[1, K]``."""
+    spec = model.spec
+    return (torch.arange(spec.num_user)[None] * 37 + step * 101) % spec.cardinality
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What every benchmark shares: pinned threads, paired timing, one JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Step = Callable[[int], None]
+"""Do frame ``i``; everything it needs was prepared before."""
+
+
+def time_interleaved(
+    steps: Mapping[str, Step], num_frames: int, warm_up: int
+) -> dict[str, list[float]]:
+    """Time several contestants frame by frame in turn, so that a drift of the machine hits all.
+
+    Returns:
+        Milliseconds per frame and contestant, the warm-up left out.
+    """
+    times_ms: dict[str, list[float]] = {name: [] for name in steps}
+    for frame in range(num_frames + warm_up):
+        for name, step in steps.items():
+            start_ns = time.perf_counter_ns()
+            step(frame)
+            if frame >= warm_up:
+                times_ms[name].append((time.perf_counter_ns() - start_ns) / 1e6)
+    return times_ms
+
+
+def summary(times_ms: Sequence[float]) -> dict[str, float]:
+    """Median, p99 and minimum, in ms."""
+    ordered = sorted(times_ms)
+    p99 = ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))]
+    return {
+        "median_ms": round(statistics.median(ordered), 3),
+        "p99_ms": round(p99, 3),
+        "min_ms": round(ordered[0], 3),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    import torch
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+
+
+def emit(question: str, result: Mapping[str, Any]) -> None:
+    """Print the result as one JSON line."""
+    print(json.dumps({"bench": question, **result, "machine": machine()}))
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
