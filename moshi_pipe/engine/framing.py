@@ -1,0 +1,83 @@
+"""From chunks as a source gives them to whole frames as the engine takes them.
+
+Shape letters: C audio channel, N PCM sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moshi_pipe.errors import InputError
+from moshi_pipe.units import seconds_to_samples
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+class Reframer:
+    """Mixes channels down, resamples and cuts into frames; any chunking gives the same frames.
+
+    Silence may be put before and after the audio. A last partial frame is filled with silence.
+
+    Args:
+        sample_rate_in: Hz of the chunks.
+        sample_rate: Hz of the frames.
+        frame_size: Samples per frame.
+        lead_s: Silence before the audio, in seconds.
+        tail_s: Silence after it, in seconds.
+    """
+
+    def __init__(
+        self,
+        sample_rate_in: int,
+        sample_rate: int,
+        frame_size: int,
+        *,
+        lead_s: float = 0.0,
+        tail_s: float = 0.0,
+    ) -> None:
+        self._resampler = None
+        if sample_rate_in != sample_rate:
+            import soxr
+
+            self._resampler = soxr.ResampleStream(
+                sample_rate_in, sample_rate, 1, dtype="float32", quality="HQ"
+            )
+        self._frame_size = frame_size
+        self._tail = seconds_to_samples(tail_s, sample_rate)
+        self._rest = np.zeros(seconds_to_samples(lead_s, sample_rate), dtype=np.float32)
+
+    def push(self, chunk_CN: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+        """Take a chunk and give the frames that are now whole, float32 ``[1, frame_size]``.
+
+        Raises:
+            InputError: A sample is NaN or infinite.
+        """
+        if chunk_CN.shape[-1] == 0:
+            return
+        mono_N = chunk_CN[0] if chunk_CN.shape[0] == 1 else chunk_CN.mean(axis=0, dtype=np.float32)
+        if not np.isfinite(mono_N).all():
+            raise InputError("the audio has samples that are NaN or infinite")
+        if self._resampler is not None:
+            mono_N = self._resampler.resample_chunk(np.ascontiguousarray(mono_N, dtype=np.float32))
+        yield from self._cut(mono_N)
+
+    def finish(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Give what is left, the tail included."""
+        if self._resampler is not None:
+            yield from self._cut(
+                self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+            )
+        yield from self._cut(np.zeros(self._tail, dtype=np.float32))
+        if self._rest.size:
+            yield from self._cut(np.zeros(self._frame_size - self._rest.size, dtype=np.float32))
+
+    def _cut(self, samples_N: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+        joined_N = np.concatenate([self._rest, samples_N]) if self._rest.size else samples_N
+        whole = joined_N.size // self._frame_size * self._frame_size
+        self._rest = joined_N[whole:]
+        for start in range(0, whole, self._frame_size):
+            yield joined_N[None, start : start + self._frame_size]

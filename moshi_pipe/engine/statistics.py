@@ -1,0 +1,87 @@
+"""Numbers about a run that do not grow with it."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from moshi_pipe.units import NS_PER_MS
+
+# Bounds from 1 us to 100 s, 24 per decade: a percentile is right within 5 %.
+_PER_DECADE: Final = 24
+_BOUNDS_NS: Final = tuple(round(1000 * 10 ** (i / _PER_DECADE)) for i in range(8 * _PER_DECADE + 1))
+
+
+class Histogram:
+    """Durations in logarithmic classes; fixed size."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_BOUNDS_NS) + 1)
+        self.count = 0
+        self.total_ns = 0
+        self.max_ns = 0
+
+    def add(self, duration_ns: int) -> None:
+        """Count one duration."""
+        self._counts[bisect.bisect_left(_BOUNDS_NS, duration_ns)] += 1
+        self.count += 1
+        self.total_ns += duration_ns
+        self.max_ns = max(self.max_ns, duration_ns)
+
+    def percentile_ns(self, percent: float) -> int:
+        """Upper bound of the class that holds this percentile, at most the largest value; or 0."""
+        wanted = percent / 100 * self.count
+        seen = 0
+        for i, count in enumerate(self._counts):
+            seen += count
+            if count and seen >= wanted:
+                return min(_BOUNDS_NS[min(i, len(_BOUNDS_NS) - 1)], self.max_ns)
+        return 0
+
+    def to_dict(self) -> dict[str, float]:
+        """Count, mean, percentiles and maximum in ms."""
+        mean = self.total_ns / self.count if self.count else 0
+        values = {
+            "mean_ms": mean,
+            "p50_ms": self.percentile_ns(50),
+            "p90_ms": self.percentile_ns(90),
+            "p99_ms": self.percentile_ns(99),
+            "max_ms": self.max_ns,
+        }
+        return {"count": self.count} | {k: round(v / NS_PER_MS, 4) for k, v in values.items()}
+
+
+@dataclass(slots=True)
+class EngineStatistics:
+    """What an engine did.
+
+    Attributes:
+        nodes: Time per tick and node.
+        tick: Time per tick, copies included.
+        ticks: Ticks.
+        frames: Frames over all sessions.
+        rows: Rows run over all ticks, idle ones included.
+        sessions: Sessions that joined.
+        late_frames: Live frames that left after their deadline.
+    """
+
+    nodes: dict[str, Histogram] = field(default_factory=dict)
+    tick: Histogram = field(default_factory=Histogram)
+    ticks: int = 0
+    frames: int = 0
+    rows: int = 0
+    sessions: int = 0
+    late_frames: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, for the report."""
+        return {
+            "ticks": self.ticks,
+            "frames": self.frames,
+            "rows": self.rows,
+            "sessions": self.sessions,
+            "late_frames": self.late_frames,
+            "tick": self.tick.to_dict(),
+            "nodes": {name: histogram.to_dict() for name, histogram in self.nodes.items()},
+        }
