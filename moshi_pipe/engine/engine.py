@@ -292,7 +292,9 @@ class Engine:
     def _broken(self) -> dict[int, str]:
         """Slots whose numbers are not finite, with the node that made them."""
         return {
-            slot: name for name in reversed(self._schedule.order) for slot in self._nodes[name].failed()
+            slot: name
+            for name in reversed(self._schedule.order)
+            for slot in self._nodes[name].failed()
         }
 
     def _end_broken(self, slot: int, session: Session, node: str) -> None:

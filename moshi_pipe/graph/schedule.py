@@ -62,9 +62,7 @@ def make_schedule(graph: Graph, wanted: Iterable[str] | None = None) -> Schedule
     # Sorted by name within a rank: the order must not depend on how the file lists nodes.
     sorter = TopologicalSorter(
         {
-            node: sorted(
-                {p.partition(".")[0] for p in feeds[node].values() if "." in p}
-            )
+            node: sorted({p.partition(".")[0] for p in feeds[node].values() if "." in p})
             for node in sorted(needed)
         }
     )
