@@ -1,0 +1,163 @@
+"""Sink ``file``: audio files aligned with time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moshi_pipe.errors import ConfigError, closest
+from moshi_pipe.graph.format import Audio
+from moshi_pipe.graph.node import SessionInfo, Sink
+from moshi_pipe.graph.packet import Packet
+from moshi_pipe.nodes.audio_writer import FORMATS, AudioWriter, open_writer
+from moshi_pipe.nodes.naming import make_room, output_path, write_error
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_OUTPUTS = ("audio", "user_audio")
+
+
+@dataclass
+class FileSinkOptions:
+    """How audio is written.
+
+    Attributes:
+        path: Name of the file under ``output_dir``; fields in braces come from the session.
+        format: ``wav``, ``flac`` or ``ogg``.
+        output: Which side to write: ``audio`` is the model, ``user_audio`` what it heard.
+        stereo: Write both sides: the model left, the user right.
+    """
+
+    path: str = "{stem}"
+    format: str = "wav"
+    output: str = "audio"
+    stereo: bool = False
+
+
+class FileSink(Sink):
+    """Writes one audio file per session.
+
+    What frame i made occupies ``[i, i + 1)`` frames of the file; frames that did not come are
+    silence; the file is as long as the session. Samples beyond [-1, 1] are clipped and counted.
+    A kill leaves a file that is valid up to the last second.
+
+    Raises:
+        ConfigError: An option has no such value.
+    """
+
+    def __init__(self, options: FileSinkOptions) -> None:
+        if options.format not in FORMATS:
+            raise ConfigError(
+                "sink.file.format has no such value",
+                got=options.format,
+                wanted=closest(options.format, FORMATS),
+            )
+        if options.output not in _OUTPUTS:
+            raise ConfigError(
+                "sink.file.output has no such value",
+                got=options.output,
+                wanted=closest(options.output, _OUTPUTS),
+            )
+        self.options = options
+        self.takes = _OUTPUTS if options.stereo else (options.output,)
+        self._path = Path()
+        self._latency_ms = 0.0
+        self._writer: AudioWriter | None = None
+        self._rows: list[npt.NDArray[np.float32]] = []
+        self._rows_per_write = 1
+        self._first = 0  # frame number of the first row that is not on disk
+        self._blank = np.zeros((1, 1), dtype=np.float32)
+        self._clipped = 0
+
+    def outputs(self, session: SessionInfo) -> list[Path]:
+        """The audio file."""
+        return [output_path(self.options.path, session, f".{self.options.format}")]
+
+    async def open(self, session: SessionInfo) -> None:
+        """Create the file.
+
+        Raises:
+            OutputError: It cannot be created.
+            ConfigError: The graph does not make what is to be written.
+        """
+        for output in self.takes:
+            if output not in session.formats:
+                raise ConfigError(
+                    f"sink=file needs the output '{output}', which this graph does not make",
+                    wanted=closest(output, session.formats),
+                )
+        form = session.formats[self.takes[0]]
+        if not isinstance(form, Audio):
+            raise ConfigError(f"output '{self.takes[0]}' is no audio", got=str(form))
+        self._path = self.outputs(session)[0]
+        self._latency_ms = session.latency_ms
+        self._blank = np.zeros((len(self.takes), form.frame_size), dtype=np.float32)
+        self._rows_per_write = max(1, round(1 / session.frame_s))
+        make_room(self._path)
+        try:
+            self._writer = open_writer(
+                self._path,
+                self.options.format,
+                sample_rate=form.sample_rate,
+                channels=len(self.takes),
+            )
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+    async def write(self, packet: Packet) -> None:
+        """Put one frame of one side in its place.
+
+        Raises:
+            OutputError: The disk does not take it.
+        """
+        samples = np.asarray(packet.payload)[0]
+        self._clipped += int(np.count_nonzero(np.abs(samples) > 1))
+        self._extend_to(packet.frame + 1)
+        row = self._rows[packet.frame - self._first]
+        row[self.takes.index(packet.output)] = np.clip(samples, -1, 1)
+
+    async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
+        """Fill up with silence to the session's length and finish the file.
+
+        Raises:
+            OutputError: The disk does not take it.
+        """
+        if self._writer is None:
+            return {}
+        try:
+            self._extend_to(num_frames)
+            self._flush(len(self._rows))
+        finally:
+            writer, self._writer = self._writer, None
+            try:
+                writer.close()
+            except OSError as error:
+                raise write_error(self._path, error) from error
+        return {
+            "sink": "file",
+            "files": [str(self._path)],
+            "latency_ms": self._latency_ms,
+            "clipped_samples": self._clipped,
+        }
+
+    def _extend_to(self, num_frames: int) -> None:
+        """Add silent rows up to ``num_frames``; write whole seconds that lie before the last row."""
+        while self._first + len(self._rows) < num_frames:
+            if len(self._rows) >= self._rows_per_write:
+                self._flush(len(self._rows))
+            self._rows.append(self._blank.copy())
+
+    def _flush(self, num_rows: int) -> None:
+        if not num_rows or self._writer is None:
+            return
+        try:
+            self._writer.write(np.concatenate(self._rows[:num_rows], axis=1))
+        except OSError as error:
+            raise write_error(self._path, error) from error
+        del self._rows[:num_rows]
+        self._first += num_rows

@@ -1,0 +1,286 @@
+"""Sink ``transcript``: what the model said, as words with times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+from moshi_pipe.errors import ConfigError, closest
+from moshi_pipe.graph.node import SessionInfo, Sink
+from moshi_pipe.graph.packet import Packet
+from moshi_pipe.nodes.naming import make_room, output_path, write_error
+from moshi_pipe.nodes.words import Word, WordBuilder
+
+_CUE_PAUSE_S: Final = 1.0
+_CUE_LONGEST_S: Final = 7.0
+_CUE_CHARACTERS: Final = 84  # two lines of 42, as subtitle guidelines have it
+_SENTENCE_ENDS: Final = (".", "?", "!", "…")
+
+
+@dataclass
+class TranscriptSinkOptions:
+    """How the transcript is written.
+
+    Attributes:
+        path: Name of the files under ``output_dir``, without their endings.
+        formats: Any of ``jsonl`` (one word a line, with times), ``txt``, ``srt`` and ``vtt``.
+        tokens: Also write ``.tokens.jsonl``: every token with its piece and frame.
+    """
+
+    path: str = "{stem}"
+    formats: list[str] = field(default_factory=lambda: ["jsonl", "txt"])
+    tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TimedWord:
+    """A word on the session's time line.
+
+    Attributes:
+        text: The word.
+        start_s: When its first token was made.
+        end_s: When the frame of its last token ended.
+        tokens: Its token ids.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    tokens: tuple[int, ...]
+
+
+class TranscriptSink(Sink):
+    """Writes what the model said. Every line is on disk as soon as it is known.
+
+    Token times are frame times less the silence put before the input and less the model's own
+    text delay, never below zero.
+
+    Raises:
+        ConfigError: An unknown format.
+    """
+
+    takes = ("text",)
+
+    def __init__(self, options: TranscriptSinkOptions) -> None:
+        for name in options.formats:
+            if name not in _WRITERS:
+                raise ConfigError(
+                    "sink.transcript.formats has no such format",
+                    got=name,
+                    wanted=closest(name, _WRITERS),
+                )
+        self.options = options
+        self._session: SessionInfo | None = None
+        self._words: WordBuilder | None = None
+        self._writers: list[_Writer] = []
+        self._tokens: _Writer | None = None
+        self._num_words = 0
+        self._num_tokens = 0
+
+    def outputs(self, session: SessionInfo) -> list[Path]:
+        """One file per format."""
+        suffixes = [f".{name}" for name in self.options.formats]
+        suffixes += [".tokens.jsonl"] if self.options.tokens else []
+        return [output_path(self.options.path, session, suffix) for suffix in suffixes]
+
+    async def open(self, session: SessionInfo) -> None:
+        """Create the files.
+
+        Raises:
+            OutputError: One cannot be created.
+            ConfigError: The graph makes no text.
+        """
+        if session.tokenizer is None or "text" not in session.formats:
+            raise ConfigError(
+                "sink=transcript needs the output 'text', which this graph does not make",
+                fix="leave the transcript out, or choose graph=dialogue or graph=transcribe",
+            )
+        self._session = session
+        self._words = WordBuilder(session.tokenizer)
+        paths = self.outputs(session)
+        makers = [_WRITERS[name] for name in self.options.formats]
+        self._writers = [make(path) for make, path in zip(makers, paths, strict=False)]
+        if self.options.tokens:
+            self._tokens = _JsonlWriter(paths[-1])
+
+    async def write(self, packet: Packet) -> None:
+        """Take one token.
+
+        Raises:
+            OutputError: The disk does not take a line.
+        """
+        session, words = self._running()
+        token = int(packet.payload)  # type: ignore[arg-type]
+        if session.tokenizer is not None and not session.tokenizer.is_control(token):
+            self._num_tokens += 1
+        if self._tokens is not None and session.tokenizer is not None:
+            record = {
+                "frame": packet.frame,
+                "time_s": self._time_s(packet.frame),
+                "token": token,
+                "piece": session.tokenizer.piece(token),
+            }
+            self._tokens.write_record(record)
+        self._put(words.push(token, packet.frame))
+
+    async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
+        """Write the last word and finish the files.
+
+        Raises:
+            OutputError: The disk does not take it.
+        """
+        if self._words is None:
+            return {}
+        self._put(self._words.finish())
+        writers = [*self._writers, *([self._tokens] if self._tokens else [])]
+        for writer in writers:
+            writer.close()
+        return {
+            "sink": "transcript",
+            "files": [str(writer.path) for writer in writers],
+            "words": self._num_words,
+            "tokens": self._num_tokens,
+        }
+
+    def _put(self, words: Sequence[Word]) -> None:
+        for word in words:
+            self._num_words += 1
+            timed = TimedWord(
+                word.text,
+                self._time_s(word.first_frame),
+                self._time_s(word.last_frame + 1),
+                word.tokens,
+            )
+            for writer in self._writers:
+                writer.write(timed)
+
+    def _time_s(self, frame: int) -> float:
+        session, _ = self._running()
+        time_s = frame * session.frame_s - session.lead_s - session.text_delay_s
+        return round(max(0.0, time_s), 4)
+
+    def _running(self) -> tuple[SessionInfo, WordBuilder]:
+        if self._session is None or self._words is None:
+            raise RuntimeError("the transcript was not opened")
+        return self._session, self._words
+
+
+class _Writer:
+    """A text file; every write is on disk when it returns."""
+
+    header = ""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        make_room(path)
+        try:
+            self._file: IO[str] = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise write_error(path, error) from error
+        self.append(self.header)
+
+    def write(self, word: TimedWord) -> None:
+        raise NotImplementedError
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        self.append(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def append(self, text: str) -> None:
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def finish(self) -> None:
+        """Write what is held back."""
+
+    def close(self) -> None:
+        try:
+            self.finish()
+        finally:
+            self._file.close()
+
+
+class _JsonlWriter(_Writer):
+    def write(self, word: TimedWord) -> None:
+        self.write_record({"start_s": word.start_s, "end_s": word.end_s, "text": word.text})
+
+
+class _TextWriter(_Writer):
+    _begun = False
+
+    def write(self, word: TimedWord) -> None:
+        self.append((" " if self._begun else "") + word.text)
+        self._begun = True
+
+    def finish(self) -> None:
+        self.append("\n")
+
+
+class _CueWriter(_Writer):
+    """Subtitles: words gathered to cues that end with a sentence, a pause, or when they are full."""
+
+    decimal = ","
+    numbered = True
+
+    def __init__(self, path: Path) -> None:
+        self._cue: list[TimedWord] = []
+        self._num_cues = 0
+        super().__init__(path)
+
+    def write(self, word: TimedWord) -> None:
+        if self._cue and self._is_full(word):
+            self._put_cue()
+        self._cue.append(word)
+        if word.text.endswith(_SENTENCE_ENDS):
+            self._put_cue()
+
+    def finish(self) -> None:
+        self._put_cue()
+
+    def _is_full(self, word: TimedWord) -> bool:
+        characters = sum(len(held.text) + 1 for held in self._cue) + len(word.text)
+        return (
+            word.start_s - self._cue[-1].end_s > _CUE_PAUSE_S
+            or word.end_s - self._cue[0].start_s > _CUE_LONGEST_S
+            or characters > _CUE_CHARACTERS
+        )
+
+    def _put_cue(self) -> None:
+        if not self._cue:
+            return
+        self._num_cues += 1
+        start, end = (self._stamp(t) for t in (self._cue[0].start_s, self._cue[-1].end_s))
+        text = " ".join(word.text for word in self._cue)
+        number = f"{self._num_cues}\n" if self.numbered else ""
+        self._cue = []
+        self.append(f"{number}{start} --> {end}\n{text}\n\n")
+
+    def _stamp(self, time_s: float) -> str:
+        ms = round(time_s * 1000)
+        hours, ms = divmod(ms, 3_600_000)
+        minutes, ms = divmod(ms, 60_000)
+        seconds, ms = divmod(ms, 1000)
+        return f"{hours:02d}:{minutes:02d}:{seconds:02d}{self.decimal}{ms:03d}"
+
+
+class _SrtWriter(_CueWriter):
+    pass
+
+
+class _VttWriter(_CueWriter):
+    header = "WEBVTT\n\n"
+    decimal = "."
+    numbered = False
+
+
+_WRITERS: Final[Mapping[str, Callable[[Path], _Writer]]] = {
+    "jsonl": _JsonlWriter,
+    "txt": _TextWriter,
+    "srt": _SrtWriter,
+    "vtt": _VttWriter,
+}

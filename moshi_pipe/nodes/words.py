@@ -1,0 +1,77 @@
+"""From text tokens to words with times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moshi_pipe.graph.node import TextTokenizer
+
+_WORD_MARK = "▁"
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word that was spoken.
+
+    Attributes:
+        text: Without blanks around it.
+        first_frame: Frame of its first token.
+        last_frame: Frame of its last token.
+        tokens: Its token ids.
+    """
+
+    text: str
+    first_frame: int
+    last_frame: int
+    tokens: tuple[int, ...]
+
+
+class WordBuilder:
+    """Joins tokens to words: ``▁`` begins one, further pieces and bytes continue it.
+
+    Byte pieces such as ``<0xC3><0xA9>`` are put together to characters; bytes that are no UTF-8
+    become U+FFFD.
+
+    Args:
+        tokenizer: Knows the pieces.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._bytes = bytearray()
+        self._tokens: list[int] = []
+        self._first = self._last = 0
+        self._break = True
+
+    def push(self, token: int, frame: int) -> list[Word]:
+        """Take one token; give the words that are now known to be whole."""
+        tokenizer = self._tokenizer
+        if token == tokenizer.word_start_id:
+            self._break = True
+            return []
+        if tokenizer.is_control(token):
+            return []
+        if tokenizer.is_byte(token):
+            data, starts = bytes([int(tokenizer.piece(token)[1:-1], 16)]), False
+        else:
+            piece = tokenizer.piece(token)
+            starts = piece.startswith(_WORD_MARK)
+            data = piece.replace(_WORD_MARK, " ").encode()
+        done = self._take() if starts or self._break else []
+        if not self._tokens:
+            self._first = frame
+        self._break = False
+        self._bytes += data
+        self._tokens.append(token)
+        self._last = frame
+        return done
+
+    def finish(self) -> list[Word]:
+        """Give the last word."""
+        return self._take()
+
+    def _take(self) -> list[Word]:
+        text = self._bytes.decode("utf-8", errors="replace").strip()
+        tokens, self._tokens = tuple(self._tokens), []
+        self._bytes.clear()
+        return [Word(text, self._first, self._last, tokens)] if text else []
