@@ -10,7 +10,6 @@ Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/lm.py (LMGen._step).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ import torch
 from moshi_pipe.models.spec import UNGENERATED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from torch import Tensor
 
     from moshi_pipe.models.spec import LMSpec

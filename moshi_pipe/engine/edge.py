@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -17,11 +16,12 @@ from moshi_pipe.engine.ring import Ring
 from moshi_pipe.engine.session import Session
 from moshi_pipe.errors import InputError, MoshiPipeError, OutputError, SessionError
 from moshi_pipe.graph.format import Audio, Codes, Format, Text
-from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Sink, Source
 from moshi_pipe.graph.packet import Packet
 from moshi_pipe.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
+    from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Sink, Source
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     import numpy as np
     import numpy.typing as npt
 
@@ -292,7 +292,7 @@ class Edge:
             packets = [self._packet(plan, name, frame, value) for name, value in row.items()]
             for sink in plan.sinks:
                 for packet in packets:
-                    if packet.output in sink.takes:
+                    if packet.output in sink.takes or packet.output in sink.optional:
                         await sink.write(packet)
             self._observer.on_frame(plan, frame, packets)
 
@@ -316,7 +316,7 @@ class Edge:
             result.sinks.append(report)
 
     def _make_session(self, item: SessionInput, plan: SessionPlan) -> Session:
-        wanted = {sink_output for sink in plan.sinks for sink_output in sink.takes}
+        wanted = {name for sink in plan.sinks for name in (*sink.takes, *sink.optional)}
         columns = {
             name: _column(fmt)
             for name, fmt in self._output_formats.items()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +25,7 @@ from moshi_pipe.graph.format import Audio, Codes, Format
 from moshi_pipe.graph.node import BatchedNode, Tick, Value
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     import numpy.typing as npt
 
     from moshi_pipe.graph.schedule import Schedule
@@ -55,7 +55,8 @@ class Engine:
     """Runs a schedule of batched nodes over slots.
 
     Args:
-        nodes: By the names that the schedule uses.
+        nodes: Makes the nodes of the schedule, by name; called on the engine's thread, since some
+            backends belong to the thread that made them.
         schedule: Order of firing and wiring.
         input_format: Format of the graph's input.
         options: How ticks are formed.
@@ -64,7 +65,7 @@ class Engine:
 
     def __init__(
         self,
-        nodes: Mapping[str, BatchedNode],
+        nodes: Callable[[], Mapping[str, BatchedNode]],
         schedule: Schedule,
         *,
         input_format: Format,
@@ -75,7 +76,8 @@ class Engine:
         self.statistics = EngineStatistics(nodes={name: Histogram() for name in schedule.order})
         self.error: MoshiPipeError | None = None
         self.ready = threading.Event()
-        self._nodes = nodes
+        self._make_nodes = nodes
+        self._nodes: Mapping[str, BatchedNode] = {}
         self._schedule = schedule
         self._options = options
         self._clock = clock or SystemClock()
@@ -128,14 +130,15 @@ class Engine:
     # ---- the engine's thread
 
     def open(self) -> None:
-        """Open and warm up the nodes of the schedule."""
+        """Make, open and warm up the nodes of the schedule."""
+        self._nodes = self._make_nodes()
         for name in self._schedule.order:
             self._nodes[name].open(self.num_slots)
 
     def close(self) -> None:
         """Close the nodes."""
-        for name in self._schedule.order:
-            self._nodes[name].close()
+        for node in self._nodes.values():
+            node.close()
 
     def tick(self) -> bool:
         """Admit who waits, and fire once if the tick rule allows.

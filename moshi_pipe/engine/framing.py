@@ -5,7 +5,6 @@ Shape letters: C audio channel, N PCM sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ from moshi_pipe.errors import InputError
 from moshi_pipe.units import seconds_to_samples
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     import numpy.typing as npt
 
 

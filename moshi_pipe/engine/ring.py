@@ -7,7 +7,6 @@ memory when the edge moves to a process of its own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +15,7 @@ import numpy as np
 from moshi_pipe.errors import ConfigError, closest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     import numpy.typing as npt
 
 POLICIES: Final = ("block", "drop_oldest", "close")

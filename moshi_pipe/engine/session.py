@@ -5,9 +5,12 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from moshi_pipe.engine.ring import Ring
-from moshi_pipe.errors import MoshiPipeError
-from moshi_pipe.graph.node import SessionSettings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moshi_pipe.graph.node import SessionSettings
+    from moshi_pipe.errors import MoshiPipeError
+    from moshi_pipe.engine.ring import Ring
 
 
 class SessionState(enum.Enum):

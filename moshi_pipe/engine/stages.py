@@ -5,7 +5,6 @@ Shape letters: B slot, C audio channel, N PCM sample, K codebook, R noise draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from moshi_pipe.graph.node import BatchedNode, SessionSettings, Tick, Value
 from moshi_pipe.models.protocols import Codec, Controls, SpeechLM, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     import numpy.typing as npt
     from torch import Tensor
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Final
+from typing import Any, Final, TYPE_CHECKING
 
 from moshi_pipe.errors import FormatError, GraphError, closest
 from moshi_pipe.graph.format import Audio, Codes, Format, Text, differing_fields
-from moshi_pipe.models.spec import CodecSpec, LMSpec
+
+if TYPE_CHECKING:
+    from moshi_pipe.models.spec import CodecSpec, LMSpec
 
 _KEYS: Final = ("name", "nodes", "inputs", "links", "outputs")
 

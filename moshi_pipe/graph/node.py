@@ -8,15 +8,15 @@ in the engine's thread, once per tick, over all slots at once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from moshi_pipe.graph.format import Format
-from moshi_pipe.graph.packet import Packet
 
 if TYPE_CHECKING:
+    from moshi_pipe.graph.format import Format
+    from moshi_pipe.graph.packet import Packet
+    from pathlib import Path
+    from collections.abc import AsyncIterator, Mapping, Sequence
     import numpy as np
     import numpy.typing as npt
 
@@ -128,7 +128,10 @@ class Sink(ABC):
     """
 
     takes: Sequence[str] = ()
-    """Graph outputs that this sink wants; an instance may narrow it by its options."""
+    """Graph outputs that this sink needs; an instance may narrow it by its options."""
+
+    optional: Sequence[str] = ()
+    """Graph outputs that it takes where the graph makes them."""
 
     @abstractmethod
     async def open(self, session: SessionInfo) -> None:

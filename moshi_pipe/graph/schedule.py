@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from moshi_pipe.errors import GraphError, closest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from moshi_pipe.graph.graph import Graph
 
 

@@ -94,8 +94,13 @@ class Step:
 class Codec(Protocol):
     """Audio to codes and back, one frame per call. The two directions never share state."""
 
-    spec: CodecSpec
-    caps: Capabilities
+    @property
+    def spec(self) -> CodecSpec:
+        """Rates and sizes that the graph needs to know."""
+
+    @property
+    def caps(self) -> Capabilities:
+        """Where it runs, and what it can do there."""
 
     def new_encoder_state(self, num_slots: int) -> State:
         """Make zeroed encoder state for ``num_slots`` streams."""
@@ -137,8 +142,13 @@ class Codec(Protocol):
 class SpeechLM(Protocol):
     """One step of the language model on one already-delayed column of text and codes."""
 
-    spec: LMSpec
-    caps: Capabilities
+    @property
+    def spec(self) -> LMSpec:
+        """Streams, delays, cardinalities, special ids."""
+
+    @property
+    def caps(self) -> Capabilities:
+        """Where it runs, and what it can do there."""
 
     def new_state(self, num_slots: int, rows_per_slot: int = 1) -> State:
         """Make zeroed state.

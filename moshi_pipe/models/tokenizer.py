@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TYPE_CHECKING
 
 from moshi_pipe.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PADDING_ID: Final = 3
 WORD_START_ID: Final = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +13,7 @@ from moshi_pipe.nn.mimi import Mimi
 from moshi_pipe.nn.moshi import Moshi
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from moshi_pipe.models.checkpoint import Checkpoint
     from moshi_pipe.models.spec import LMSpec
 

@@ -7,7 +7,6 @@ Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/lm_utils.py, moshi/moshi/co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,7 @@ from moshi_pipe.models.spec import ZERO_CODE, ConditionerSpec, LMSpec
 from moshi_pipe.nn.norm import LayerNorm
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from torch import Tensor
 
 

@@ -1,7 +1,8 @@
 """Weights straight from a file into a module that was built on the meta device.
 
 Each tensor is read from its byte range into the memory it will stay in, one after the other: on a
-CPU there is never a second copy, with a cast or another device one tensor's worth of scratch.
+CPU there is never a second copy; a cast or another device needs one buffer, the size of the
+largest tensor.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -185,11 +187,15 @@ class _Reader:
         self._file = file
         self._layout = layout
         self._places: dict[str, _Place] = {}
+        self._largest = 0
+        self._scratch: Tensor | None = None
         for file_name, entry in header.entries.items():
             start, dtype = entry.start, _DTYPES[entry.spec.dtype]
             for name in layout.resolve(file_name):
                 self._places[name] = _Place(start, dtype)
-                start += layout.tensors[name].num_elements * dtype.itemsize
+                num_bytes = layout.tensors[name].num_elements * dtype.itemsize
+                self._largest = max(self._largest, num_bytes)
+                start += num_bytes
 
     def names(self) -> list[str]:
         """In-memory names of all weights, in the order of the file; int8 scales go with theirs."""
@@ -197,17 +203,32 @@ class _Reader:
         return [name for name in names if not name.endswith("_scb")]
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Read one tensor as ``dtype`` on ``device``."""
-        tensor = self._read_raw(name)
-        if tensor.dtype == torch.int8:
-            scale = self._read_raw(f"{name}_scb").to(device, torch.float32)
+        """Read one tensor as ``dtype`` on ``device``; straight into place where nothing changes."""
+        stored, shape = self._places[name].dtype, self._layout.tensors[name].shape
+        if stored == torch.int8:
+            scale = self._through_scratch(f"{name}_scb").to(device, torch.float32, copy=True)
             # int8 = round(127 w / absmax of the row)
-            return (tensor.to(device, torch.float32) * (scale / 127)[:, None]).to(dtype)
-        return tensor.to(device, dtype)
+            wide = self._through_scratch(name).to(device).float()
+            return wide.mul_((scale / 127)[:, None]).to(dtype)
+        if stored == dtype and device.type == "cpu":
+            return _fill(self._file, self._places[name].start, torch.empty(shape, dtype=dtype))
+        raw = self._through_scratch(name)
+        # Narrow types cross to a GPU before they widen; on a CPU this is the one copy.
+        return raw.to(device).to(dtype) if device.type != "cpu" else raw.to(dtype, copy=True)
 
-    def _read_raw(self, name: str) -> Tensor:
-        place = self._places[name]
-        return _read_tensor(self._file, place.start, self._layout.tensors[name].shape, place.dtype)
+    def _through_scratch(self, name: str) -> Tensor:
+        """Read one tensor into memory that the next one overwrites.
+
+        A buffer per tensor would be freed between tensors that stay, and the C library keeps such
+        holes: up to half of a model was seen.
+        """
+        place, shape = self._places[name], self._layout.tensors[name].shape
+        if self._scratch is None:
+            self._scratch = torch.empty(self._largest, dtype=torch.uint8)
+        num_bytes = prod(shape) * place.dtype.itemsize
+        return _fill(
+            self._file, place.start, self._scratch[:num_bytes].view(place.dtype).view(shape)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +266,7 @@ class _Lora:
                     unknown.append(name)
                     continue
                 dtype = _DTYPES[entry.spec.dtype]
-                whole = _read_tensor(file, entry.start, entry.spec.shape, dtype)
+                whole = _fill(file, entry.start, torch.empty(entry.spec.shape, dtype=dtype))
                 parts = whole.view(len(targets), -1, whole.shape[-1])
                 for target, part in zip(targets, parts, strict=True):
                     halves.setdefault(target, {})[tail[0]] = part
@@ -310,9 +331,8 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(owner, last, nn.Parameter(tensor, requires_grad=False))
 
 
-def _read_tensor(file: FileIO, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Read bytes of the file into the memory of a new tensor, without a copy between."""
-    tensor = torch.empty(shape, dtype=dtype)
+def _fill(file: FileIO, start: int, tensor: Tensor) -> Tensor:
+    """Read bytes of the file into the memory of a tensor, without a copy between."""
     if tensor.numel() == 0:
         return tensor
     array: Any = tensor.view(-1).view(torch.uint8).numpy()

@@ -9,7 +9,6 @@ Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/{loaders,compression}.py; D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from moshi_pipe.nn.seanet import ConvHolder, make_decoder, make_encoder
 from moshi_pipe.nn.transformer import Transformer, TransformerState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from torch import Tensor
 
     from moshi_pipe.models.spec import CodecSpec, MimiSpec

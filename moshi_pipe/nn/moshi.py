@@ -13,7 +13,6 @@ speech-text foundation model for real-time dialogue", section 3.4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from moshi_pipe.nn.sampling import penalize_recent, sample
 from moshi_pipe.nn.transformer import Transformer, TransformerState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from torch import Tensor
 
     from moshi_pipe.models.spec import LMSpec

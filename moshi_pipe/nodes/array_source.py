@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from moshi_pipe.graph.node import SessionInput, Source
 from moshi_pipe.units import seconds_to_samples
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
     import numpy.typing as npt
 
 _PIECE = 24_000

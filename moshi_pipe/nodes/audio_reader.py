@@ -7,9 +7,7 @@ Shape letters: C channel, N sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,10 +15,13 @@ import numpy as np
 from moshi_pipe.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+    from collections.abc import Iterator
     import numpy.typing as npt
 
 SUFFIXES: Final = (
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .caf .w64 .rf64 .aac .mka .mkv".split()
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
+    *(".au", ".caf", ".w64", ".rf64", ".aac", ".mka", ".mkv"),
 )
 """Endings that are taken from a folder."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import wave
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from moshi_pipe.errors import ConfigError, closest
 
 if TYPE_CHECKING:
+    from pathlib import Path
     import numpy.typing as npt
 
 FORMATS: Final = ("wav", "flac", "ogg")
@@ -55,7 +55,7 @@ class _WavWriter:
     """The standard library's writer: it patches the header's length at every write."""
 
     def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
-        self._file = path.open("wb")
+        self._file = path.open("wb")  # noqa: SIM115 - open as long as the session
         self._wave = wave.open(self._file, "wb")
         self._wave.setnchannels(channels)
         self._wave.setsampwidth(2)

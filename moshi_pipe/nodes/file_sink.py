@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,12 @@ import numpy as np
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.node import SessionInfo, Sink
-from moshi_pipe.graph.packet import Packet
 from moshi_pipe.nodes.audio_writer import FORMATS, AudioWriter, open_writer
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 
 if TYPE_CHECKING:
+    from moshi_pipe.graph.packet import Packet
+    from collections.abc import Mapping
     import numpy.typing as npt
 
 _OUTPUTS = ("audio", "user_audio")
@@ -146,7 +146,7 @@ class FileSink(Sink):
         }
 
     def _extend_to(self, num_frames: int) -> None:
-        """Add silent rows up to ``num_frames``; write whole seconds that lie before the last row."""
+        """Add silent rows up to ``num_frames``; write a second of rows as soon as it is past."""
         while self._first + len(self._rows) < num_frames:
             if len(self._rows) >= self._rows_per_write:
                 self._flush(len(self._rows))

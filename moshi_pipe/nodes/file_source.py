@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +14,7 @@ from moshi_pipe.nodes.audio_reader import SUFFIXES, AudioProperties, probe, read
 from moshi_pipe.nodes.files import find_files, unique_names
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     import numpy as np
     import numpy.typing as npt
 
@@ -27,8 +27,8 @@ class FileSourceOptions:
 
     Attributes:
         path: A file, a glob, a folder, or a ``.jsonl`` manifest: one object a line with ``path``
-            (relative to the manifest) and optionally ``id``, ``seed``, ``start_s``, ``duration_s`` and
-            ``channel``.
+            (relative to the manifest) and optionally ``id``, ``seed``, ``start_s``, ``duration_s``
+            and ``channel``.
         recursive: Look into sub-folders of a folder.
         channel: Use this channel only, from 0; null mixes all of them down.
     """
@@ -85,8 +85,8 @@ class FileSource(Source):
 class FileInput(SessionInput):
     """One recording.
 
-    Its header is read when ``sample_rate`` or ``num_samples`` is first asked for; a file that is not
-    readable then raises :class:`~moshi_pipe.errors.InputError`.
+    Its header is read when ``sample_rate`` or ``num_samples`` is first asked for; a file that
+    cannot be read then raises :class:`~moshi_pipe.errors.InputError`.
     """
 
     def __init__(self, entry: _Entry, index: int) -> None:

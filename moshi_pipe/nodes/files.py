@@ -5,10 +5,13 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from moshi_pipe.errors import InputError, closest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MAGIC = re.compile(r"[*?\[]")
 

@@ -8,16 +8,19 @@ from pathlib import Path
 from string import Formatter
 
 from moshi_pipe.errors import ConfigError, OutputError, closest
-from moshi_pipe.graph.node import SessionInfo
 from moshi_pipe.units import format_bytes
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moshi_pipe.graph.node import SessionInfo
 
 
 def output_path(template: str, session: SessionInfo, suffix: str) -> Path:
     """Fill a template and put it under the session's output folder.
 
     Args:
-        template: Text with fields in braces: ``{id}``, ``{seed}`` and what the source gives, such as
-            ``{stem}``, ``{index}`` and ``{parent}``; may hold ``/`` for folders.
+        template: Text with fields in braces: ``{id}``, ``{seed}`` and what the source gives, such
+            as ``{stem}``, ``{index}`` and ``{parent}``; may hold ``/`` for folders.
         session: Gives the fields.
         suffix: Added unless the name ends with it, such as ``.wav``.
 

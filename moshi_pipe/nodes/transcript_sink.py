@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TYPE_CHECKING
 
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.node import SessionInfo, Sink
-from moshi_pipe.graph.packet import Packet
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 from moshi_pipe.nodes.words import Word, WordBuilder
+
+if TYPE_CHECKING:
+    from moshi_pipe.graph.packet import Packet
+    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
 _CUE_PAUSE_S: Final = 1.0
 _CUE_LONGEST_S: Final = 7.0
@@ -21,7 +23,7 @@ _SENTENCE_ENDS: Final = (".", "?", "!", "…")
 
 
 @dataclass
-class TranscriptSinkOptions:
+class TranscriptOptions:
     """How the transcript is written.
 
     Attributes:
@@ -64,7 +66,7 @@ class TranscriptSink(Sink):
 
     takes = ("text",)
 
-    def __init__(self, options: TranscriptSinkOptions) -> None:
+    def __init__(self, options: TranscriptOptions) -> None:
         for name in options.formats:
             if name not in _WRITERS:
                 raise ConfigError(
@@ -222,7 +224,7 @@ class _TextWriter(_Writer):
 
 
 class _CueWriter(_Writer):
-    """Subtitles: words gathered to cues that end with a sentence, a pause, or when they are full."""
+    """Subtitles: words gathered to cues that end with a sentence, a pause, or when full."""
 
     decimal = ","
     numbered = True

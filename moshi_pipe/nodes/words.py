@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moshi_pipe.graph.node import TextTokenizer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moshi_pipe.graph.node import TextTokenizer
 
 _WORD_MARK = "▁"
 

@@ -40,7 +40,7 @@ TALK = Schedule("heard", ("node",), {"node": {"audio": "heard"}}, {"text": "node
 
 def make_engine(node: BatchedNode, *, num_slots: int = 4, schedule: Schedule = ECHO) -> Engine:
     return Engine(
-        {"node": node},
+        lambda: {"node": node},
         schedule,
         input_format=AUDIO,
         options=EngineOptions(num_slots=num_slots),
@@ -93,9 +93,7 @@ def alone(pcm: np.ndarray) -> np.ndarray:
     num_slots=st.sampled_from([1, 4, 8]),
     chunk=st.integers(1, 3 * FRAME),
 )
-def test_every_session_is_what_it_is_alone(
-    lengths: list[int], num_slots: int, chunk: int
-) -> None:
+def test_every_session_is_what_it_is_alone(lengths: list[int], num_slots: int, chunk: int) -> None:
     pcm = [recording(i, n) for i, n in enumerate(lengths)]
     items = [ArrayInput(f"s{i}", x, chunk=chunk) for i, x in enumerate(pcm)]
 
@@ -262,7 +260,7 @@ def test_an_hour_of_live_audio_does_not_grow() -> None:
     """45,000 frames on a manual clock: nothing is kept per frame."""
     clock = ManualClock()
     engine = Engine(
-        {"node": Quiet()},
+        lambda: {"node": Quiet()},
         ECHO,
         input_format=AUDIO,
         options=EngineOptions(num_slots=1, live=True),
@@ -271,7 +269,10 @@ def test_an_hour_of_live_audio_does_not_grow() -> None:
     engine.open()
     columns = {"heard": ((1, FRAME), "float32")}
     session = Session(
-        "s", SessionSettings(), Ring(columns, capacity=4), Ring({"audio": columns["heard"]}, capacity=4)
+        "s",
+        SessionSettings(),
+        Ring(columns, capacity=4),
+        Ring({"audio": columns["heard"]}, capacity=4),
     )
     engine.submit(session)
     frame = np.ones((1, FRAME), dtype=np.float32)
@@ -312,7 +313,7 @@ def test_live_ticks_take_who_is_ready_and_wait_for_nobody() -> None:
     node = Accumulate()
     clock = ManualClock()
     engine = Engine(
-        {"node": node},
+        lambda: {"node": node},
         ECHO,
         input_format=AUDIO,
         options=EngineOptions(num_slots=8, live=True, min_interval_ns=20_000_000),

@@ -1,35 +1,31 @@
-"""Sink and source ``codes``: columns of codes in a safetensors file.
+"""Sink ``codes``: columns of codes in a safetensors file.
 
-A file holds ``codes`` int16 or int32 ``[K, T]``, ``valid`` bool ``[T]`` and, where the graph makes text,
-``text`` int32 ``[T]``; columns that did not come are 0 and not valid. Metadata: ``frame_rate``,
-``cardinality``, ``seed``.
+A file holds ``codes`` int16 or int32 ``[K, T]``, ``valid`` bool ``[T]`` and, where the graph makes
+text, ``text`` int32 ``[T]``; columns that did not come are 0 and not valid. Metadata:
+``frame_rate``, ``cardinality``, ``seed``.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final, TYPE_CHECKING
 
 import numpy as np
 
-from moshi_pipe.errors import ConfigError, InputError, closest
+from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.format import Codes
-from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
-from moshi_pipe.graph.packet import Packet
-from moshi_pipe.nodes.files import find_files, unique_names
+from moshi_pipe.graph.node import SessionInfo, Sink
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from moshi_pipe.graph.packet import Packet
+    from collections.abc import Mapping
 
-_SUFFIX: Final = ".codes.safetensors"
+_SUFFIX: Final = ".safetensors"
 _NO_TEXT: Final = -1
 _OUTPUTS: Final = ("codes", "user_codes")
-_CHUNK_FRAMES: Final = 256
 
 
 @dataclass
@@ -65,7 +61,8 @@ class CodesSink(Sink):
                 wanted=closest(options.output, _OUTPUTS),
             )
         self.options = options
-        self.takes = (options.output, "text") if options.text else (options.output,)
+        self.takes = (options.output,)
+        self.optional = ("text",) if options.text else ()
         self._path = Path()
         self._part: IO[bytes] | None = None
         self._session: SessionInfo | None = None
@@ -169,86 +166,3 @@ class CodesSink(Sink):
         except OSError as error:
             raise write_error(self._path, error) from error
         self._frame = frame
-
-
-@dataclass
-class CodesSourceOptions:
-    """Which files of codes are read.
-
-    Attributes:
-        path: A file, a glob or a folder.
-        recursive: Look into sub-folders of a folder.
-    """
-
-    path: str = "???"
-    recursive: bool = False
-
-
-class CodesSource(Source):
-    """One session per file that sink ``codes`` wrote, or any safetensors with ``codes [K, T]``."""
-
-    def __init__(self, options: CodesSourceOptions) -> None:
-        self.options = options
-
-    async def sessions(self) -> AsyncIterator[SessionInput]:
-        """Yield the files in natural order.
-
-        Raises:
-            InputError: Nothing is found.
-        """
-        paths = self._files()
-        for index, (path, name) in enumerate(zip(paths, unique_names(paths), strict=True)):
-            yield _CodesInput(path, name.removesuffix(".codes"), index)
-
-    def num_sessions(self) -> int:
-        """Files that were found."""
-        return len(self._files())
-
-    def _files(self) -> list[Path]:
-        return find_files(
-            self.options.path, suffixes=(".safetensors",), recursive=self.options.recursive
-        )
-
-
-class _CodesInput(SessionInput):
-    codes = True
-
-    def __init__(self, path: Path, name: str, index: int) -> None:
-        self.id = name
-        self.meta = {
-            "stem": name,
-            "path": str(path),
-            "name": path.name,
-            "parent": path.parent.name,
-            "index": index,
-        }
-        self.sample_rate = 0
-        self._path = path
-
-    async def chunks(self) -> AsyncIterator[npt.NDArray[Any]]:
-        """Yield int64 ``[K, T]`` pieces; columns that are not valid are left out."""
-        codes_KT = self._read()
-        for start in range(0, codes_KT.shape[1], _CHUNK_FRAMES):
-            yield codes_KT[:, start : start + _CHUNK_FRAMES]
-
-    def _read(self) -> npt.NDArray[np.int64]:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self._path, framework="numpy") as file:
-                if "codes" not in file.keys():  # noqa: SIM118 - it is no mapping
-                    raise InputError(
-                        f"{self._path} holds no codes",
-                        got=", ".join(file.keys()) or "no tensors",
-                        wanted="a tensor 'codes' [codebooks, frames]",
-                    )
-                codes_KT = file.get_tensor("codes").astype(np.int64)
-                if "valid" in file.keys():  # noqa: SIM118
-                    codes_KT = codes_KT[:, file.get_tensor("valid")]
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise InputError(
-                f"cannot read {self._path}",
-                got=str(error),
-                wanted="a safetensors file with codes",
-            ) from error
-        return codes_KT
