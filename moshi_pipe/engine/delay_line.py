@@ -19,6 +19,7 @@ from moshi_pipe.models.spec import UNGENERATED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
     from torch import Tensor
 
     from moshi_pipe.models.spec import LMSpec

@@ -20,12 +20,13 @@ from moshi_pipe.graph.packet import Packet
 from moshi_pipe.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Sink, Source
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
     import numpy as np
     import numpy.typing as npt
 
     from moshi_pipe.engine.engine import Engine
+    from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Sink, Source
 
 _INBOX_FRAMES: Final = 32
 _OUTBOX_FRAMES: Final = 32
@@ -350,7 +351,7 @@ def _columns(
             got=f"an array {list(codes_KT.shape)}",
             wanted=f"[{wanted.num_codebooks}, frames]",
         )
-    if codes_KT.size and not (0 <= codes_KT.min() and codes_KT.max() < wanted.cardinality):
+    if codes_KT.size and not (codes_KT.min() >= 0 and codes_KT.max() < wanted.cardinality):
         raise InputError(
             f"the codes of session {item.id} do not fit the model",
             got=f"values from {codes_KT.min()} to {codes_KT.max()}",

@@ -26,6 +26,7 @@ from moshi_pipe.graph.node import BatchedNode, Tick, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
     import numpy.typing as npt
 
     from moshi_pipe.graph.schedule import Schedule

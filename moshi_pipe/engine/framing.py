@@ -14,6 +14,7 @@ from moshi_pipe.units import seconds_to_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     import numpy.typing as npt
 
 

@@ -16,6 +16,7 @@ from moshi_pipe.errors import ConfigError, closest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
     import numpy.typing as npt
 
 POLICIES: Final = ("block", "drop_oldest", "close")

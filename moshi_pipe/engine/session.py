@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moshi_pipe.graph.node import SessionSettings
-    from moshi_pipe.errors import MoshiPipeError
     from moshi_pipe.engine.ring import Ring
+    from moshi_pipe.errors import MoshiPipeError
+    from moshi_pipe.graph.node import SessionSettings
 
 
 class SessionState(enum.Enum):

@@ -19,6 +19,7 @@ from moshi_pipe.models.protocols import Codec, Controls, SpeechLM, Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     import numpy.typing as npt
     from torch import Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Final, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import FormatError, GraphError, closest
 from moshi_pipe.graph.format import Audio, Codes, Format, Text, differing_fields

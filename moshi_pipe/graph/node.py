@@ -11,14 +11,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-
 if TYPE_CHECKING:
-    from moshi_pipe.graph.format import Format
-    from moshi_pipe.graph.packet import Packet
-    from pathlib import Path
     from collections.abc import AsyncIterator, Mapping, Sequence
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
+
+    from moshi_pipe.graph.format import Format
+    from moshi_pipe.graph.packet import Packet
 
 
 class SessionInput(ABC):

@@ -10,6 +10,7 @@ from moshi_pipe.errors import GraphError, closest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
     from moshi_pipe.graph.graph import Graph
 
 

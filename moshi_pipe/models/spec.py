@@ -473,7 +473,10 @@ def _conditioners(values: Mapping[str, Any]) -> tuple[ConditionerSpec, ...]:
             raise CheckpointError(
                 f"config.json: condition '{name}' is of a kind that is not supported",
                 got=f"type '{entry.get('type')}', fused by "
-                + (", ".join(k for k, v in fuser.items() if isinstance(v, list) and name in v) or "nothing"),
+                + (
+                    ", ".join(k for k, v in fuser.items() if isinstance(v, list) and name in v)
+                    or "nothing"
+                ),
                 wanted="type 'lut', fused by 'sum'",
             )
         table = entry["lut"]
@@ -548,34 +551,110 @@ _MIMI_KEYS: Final = frozenset(
     {"sample_rate", "channels", "frame_rate", "seanet", "quantizer", "transformer"}
 )
 _SEANET_KEYS: Final = frozenset(
-    "channels dimension n_filters ratios kernel_size residual_kernel_size last_kernel_size "
-    "n_residual_layers dilation_base compress activation activation_params norm norm_params "
-    "causal pad_mode true_skip disable_norm_outer_blocks lstm final_activation "
-    "final_activation_params trim_right_ratio".split()
+    [
+        "channels",
+        "dimension",
+        "n_filters",
+        "ratios",
+        "kernel_size",
+        "residual_kernel_size",
+        "last_kernel_size",
+        "n_residual_layers",
+        "dilation_base",
+        "compress",
+        "activation",
+        "activation_params",
+        "norm",
+        "norm_params",
+        "causal",
+        "pad_mode",
+        "true_skip",
+        "disable_norm_outer_blocks",
+        "lstm",
+        "final_activation",
+        "final_activation_params",
+        "trim_right_ratio",
+    ]
 )
 _QUANTIZER_KEYS: Final = frozenset(
-    "dimension n_q bins input_dimension output_dimension n_q_semantic".split()
+    ["dimension", "n_q", "bins", "input_dimension", "output_dimension", "n_q_semantic"]
 )
 _MIMI_TRANSFORMER_KEYS: Final = frozenset(
-    "d_model num_heads num_layers causal layer_scale context conv_layout max_period gating norm "
-    "positional_embedding dim_feedforward input_dimension output_dimensions".split()
+    [
+        "d_model",
+        "num_heads",
+        "num_layers",
+        "causal",
+        "layer_scale",
+        "context",
+        "conv_layout",
+        "max_period",
+        "gating",
+        "norm",
+        "positional_embedding",
+        "dim_feedforward",
+        "input_dimension",
+        "output_dimensions",
+    ]
 )
 _TRANSFORMER_KEYS: Final = frozenset(
-    "num_layers positional_embedding max_period positional_scale layer_scale gating kv_repeat "
-    "cross_attention causal context".split()
+    [
+        "num_layers",
+        "positional_embedding",
+        "max_period",
+        "positional_scale",
+        "layer_scale",
+        "gating",
+        "kv_repeat",
+        "cross_attention",
+        "causal",
+        "context",
+    ]
 )
 _DEPTH_KEYS: Final = frozenset(
     f"depformer_{key}"
-    for key in (
-        "dim dim_feedforward num_heads num_layers layer_scale multi_linear context max_period "
-        "gating pos_emb weights_per_step weights_per_step_schedule low_rank_embeddings norm "
-        "kv_repeat positional_scale"
-    ).split()
+    for key in [
+        "dim",
+        "dim_feedforward",
+        "num_heads",
+        "num_layers",
+        "layer_scale",
+        "multi_linear",
+        "context",
+        "max_period",
+        "gating",
+        "pos_emb",
+        "weights_per_step",
+        "weights_per_step_schedule",
+        "low_rank_embeddings",
+        "norm",
+        "kv_repeat",
+        "positional_scale",
+    ]
 )
 _LM_KEYS: Final = frozenset(
-    "delays n_q dep_q card text_card text_card_out demux_second_text_stream dim num_heads "
-    "hidden_scale norm norm_emb bias_proj existing_text_padding_id existing_text_end_padding_id "
-    "extra_heads_num_heads extra_heads_dim quantize conditioners fuser".split()
+    [
+        "delays",
+        "n_q",
+        "dep_q",
+        "card",
+        "text_card",
+        "text_card_out",
+        "demux_second_text_stream",
+        "dim",
+        "num_heads",
+        "hidden_scale",
+        "norm",
+        "norm_emb",
+        "bias_proj",
+        "existing_text_padding_id",
+        "existing_text_end_padding_id",
+        "extra_heads_num_heads",
+        "extra_heads_dim",
+        "quantize",
+        "conditioners",
+        "fuser",
+    ]
 )
 _LM_IGNORED: Final = frozenset(
     {"depformer_causal", "gradient_checkpointing", "lora", "lora_rank", "lora_scaling"}

@@ -11,7 +11,7 @@ import os
 import struct
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import CheckpointError, ConfigError
 

@@ -14,6 +14,7 @@ from moshi_pipe.nn.moshi import Moshi
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from moshi_pipe.models.checkpoint import Checkpoint
     from moshi_pipe.models.spec import LMSpec
 

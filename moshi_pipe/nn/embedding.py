@@ -19,6 +19,7 @@ from moshi_pipe.nn.norm import LayerNorm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     from torch import Tensor
 
 

@@ -24,6 +24,7 @@ from moshi_pipe.nn.transformer import Transformer, TransformerState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
     from torch import Tensor
 
     from moshi_pipe.models.spec import CodecSpec, MimiSpec

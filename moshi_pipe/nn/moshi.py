@@ -31,6 +31,7 @@ from moshi_pipe.nn.transformer import Transformer, TransformerState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     from torch import Tensor
 
     from moshi_pipe.models.spec import LMSpec

@@ -13,6 +13,7 @@ from moshi_pipe.units import seconds_to_samples
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
     import numpy.typing as npt
 
 _PIECE = 24_000

@@ -15,8 +15,9 @@ import numpy as np
 from moshi_pipe.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
+
     import numpy.typing as npt
 
 SUFFIXES: Final = (

@@ -11,6 +11,7 @@ from moshi_pipe.errors import ConfigError, closest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
     import numpy.typing as npt
 
 FORMATS: Final = ("wav", "flac", "ogg")
@@ -55,7 +56,7 @@ class _WavWriter:
     """The standard library's writer: it patches the header's length at every write."""
 
     def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
-        self._file = path.open("wb")  # noqa: SIM115 - open as long as the session
+        self._file = path.open("wb")
         self._wave = wave.open(self._file, "wb")
         self._wave.setnchannels(channels)
         self._wave.setsampwidth(2)

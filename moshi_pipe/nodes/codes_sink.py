@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -20,8 +20,9 @@ from moshi_pipe.graph.node import SessionInfo, Sink
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 
 if TYPE_CHECKING:
-    from moshi_pipe.graph.packet import Packet
     from collections.abc import Mapping
+
+    from moshi_pipe.graph.packet import Packet
 
 _SUFFIX: Final = ".safetensors"
 _NO_TEXT: Final = -1

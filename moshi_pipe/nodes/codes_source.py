@@ -12,8 +12,9 @@ from moshi_pipe.graph.node import SessionInput, Source
 from moshi_pipe.nodes.files import find_files, unique_names
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import AsyncIterator
+    from pathlib import Path
+
     import numpy.typing as npt
 
 _CHUNK_FRAMES: Final = 256

@@ -15,9 +15,11 @@ from moshi_pipe.nodes.audio_writer import FORMATS, AudioWriter, open_writer
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 
 if TYPE_CHECKING:
-    from moshi_pipe.graph.packet import Packet
     from collections.abc import Mapping
+
     import numpy.typing as npt
+
+    from moshi_pipe.graph.packet import Packet
 
 _OUTPUTS = ("audio", "user_audio")
 

@@ -15,6 +15,7 @@ from moshi_pipe.nodes.files import find_files, unique_names
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
     import numpy as np
     import numpy.typing as npt
 

@@ -6,9 +6,9 @@ import glob
 import re
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moshi_pipe.errors import InputError, closest
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,10 +6,10 @@ import os
 import shutil
 from pathlib import Path
 from string import Formatter
+from typing import TYPE_CHECKING
 
 from moshi_pipe.errors import ConfigError, OutputError, closest
 from moshi_pipe.units import format_bytes
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moshi_pipe.graph.node import SessionInfo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import IO, Any, Final, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.node import SessionInfo, Sink
@@ -12,9 +12,10 @@ from moshi_pipe.nodes.naming import make_room, output_path, write_error
 from moshi_pipe.nodes.words import Word, WordBuilder
 
 if TYPE_CHECKING:
-    from moshi_pipe.graph.packet import Packet
-    from pathlib import Path
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from moshi_pipe.graph.packet import Packet
 
 _CUE_PAUSE_S: Final = 1.0
 _CUE_LONGEST_S: Final = 7.0
