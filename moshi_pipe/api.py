@@ -1,0 +1,311 @@
+"""The command in Python: load a model, open a session, feed frames or a recording.
+
+::
+
+    model = moshi_pipe.load("embedded")
+    with model.session(seed=1) as session:
+        for frame in session.run("question.wav"):
+            frame.audio  # float32 [1, 1920] at 24 kHz, or None
+            frame.text   # the new piece of text, or ""
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moshi_pipe.errors import ConfigError, InputError, closest
+from moshi_pipe.graph.format import Audio, Codes, Text
+from moshi_pipe.units import seconds_to_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+    import numpy.typing as npt
+
+    from moshi_pipe.assembly import Assembly, Models
+    from moshi_pipe.engine.engine import Engine
+    from moshi_pipe.graph.node import SessionSettings
+    from moshi_pipe.graph.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What one frame of input gave.
+
+    Attributes:
+        index: Frame number, from 0.
+        audio: The model's voice, float32 ``[1, frame_size]``; None where nothing came yet.
+        token: The text token, None where none came.
+        text: Text that became readable with this frame; often empty.
+        codes: The model's codes, int64 ``[K]``; None where none came.
+    """
+
+    index: int
+    audio: npt.NDArray[np.float32] | None
+    token: int | None
+    text: str
+    codes: npt.NDArray[np.int64] | None
+
+
+def load(
+    model: str = "embedded",
+    *,
+    graph: str = "dialogue",
+    overrides: Mapping[str, Any] | None = None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        model: A name of ``conf/model``, or a folder with a model's files.
+        graph: A name of ``conf/graph``.
+        overrides: Further configuration, such as ``{"device": "cuda", "numerics": "reference"}``.
+
+    Raises:
+        MoshiPipeError: The model or the graph cannot be used.
+    """
+    from moshi_pipe.assembly import assemble
+    from moshi_pipe.compose import load_run
+    from moshi_pipe.overrides import prepare
+    from moshi_pipe.plugins import load_plugins
+
+    plugins = load_plugins()
+    chosen = ["model=local", f"model.path={model}"] if Path(model).is_dir() else [f"model={model}"]
+    words = [*chosen, f"graph={graph}", *(f"{k}={_word(v)}" for k, v in (overrides or {}).items())]
+    config = load_run(prepare(words), plugins.nodes, need_source=False)
+    assembly = assemble(config.model, config.graph, config.backend, plugins)
+    schedule = assembly.schedule()
+    return Model(assembly, schedule, assembly.open_models(schedule), config.engine.threads)
+
+
+class Model:
+    """A loaded model; its sessions share the weights.
+
+    Attributes:
+        sample_rate: Hz of the audio it takes and gives.
+        frame_size: Samples in one frame.
+        warnings: What a user should know, such as random weights.
+    """
+
+    def __init__(
+        self, assembly: Assembly, schedule: Schedule, models: Models, threads: int
+    ) -> None:
+        self.sample_rate = assembly.codec.sample_rate
+        self.frame_size = assembly.codec.frame_size
+        self.warnings = tuple(assembly.warnings)
+        self._assembly = assembly
+        self._schedule = schedule
+        self._models = models
+        self._threads = threads
+
+    def session(self, **settings: Any) -> Conversation:
+        """Open a session.
+
+        Args:
+            settings: Fields of :class:`moshi_pipe.graph.node.SessionSettings`, such as ``seed``,
+                ``temperature`` or ``first_frame``; the others are the model's own.
+
+        Raises:
+            ConfigError: An unknown setting, or a value that cannot be used.
+        """
+        import torch
+
+        from moshi_pipe.engine.engine import Engine, EngineOptions
+
+        torch.set_num_threads(self._threads)
+        chosen = self._assembly.default_settings()
+        known = [name for name in type(chosen).__dataclass_fields__]
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"there is no setting '{name}'", wanted=closest(name, known))
+        chosen = replace(chosen, **settings)
+        top_ks = (chosen.top_k, chosen.text_top_k)
+        engine = Engine(
+            lambda: self._assembly.make_nodes(
+                self._schedule,
+                self._models,
+                guided=chosen.guidance != 1.0,
+                max_candidates=0 if 0 in top_ks else max(top_ks),
+            ),
+            self._schedule,
+            input_format=self._assembly.graph.input_format,
+            options=EngineOptions(num_slots=1, device=self._models.caps.device),
+        )
+        return Conversation(engine, self._assembly, self._schedule, chosen)
+
+
+class Conversation:
+    """One session on a slot of its own, stepped by the caller; use it in one thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        assembly: Assembly,
+        schedule: Schedule,
+        settings: SessionSettings,
+    ) -> None:
+        from moshi_pipe.engine.ring import Ring
+        from moshi_pipe.engine.session import Session
+
+        self.settings = settings
+        self._assembly = assembly
+        self._engine = engine
+        self._input = assembly.graph.input
+        self._form = assembly.graph.input_format
+        self._tokenizer = assembly.tokenizer()
+        formats = assembly.graph.output_formats
+        columns = {name: _column(formats[name]) for name in schedule.outputs}
+        self._session = Session(
+            "session",
+            settings,
+            Ring({self._input: _column(self._form)}, capacity=1),
+            Ring(columns, capacity=1),
+        )
+        engine.open()
+        engine.submit(self._session)
+        engine.no_more()
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def feed(self, frame: npt.ArrayLike) -> Frame:
+        """Give one frame of input, take one frame of output.
+
+        Args:
+            frame: Samples in [-1, 1], ``[frame_size]`` or ``[1, frame_size]``; for a graph that
+                begins with codes, int ``[K]``.
+
+        Raises:
+            InputError: The frame has another shape or is not finite.
+            SessionError: The model's numbers are not finite; the session is over.
+        """
+        shape, dtype = _column(self._form)
+        array = np.asarray(frame, dtype=dtype)
+        if array.size != np.prod(shape) or not np.isfinite(array).all():
+            raise InputError(
+                "this frame cannot be fed",
+                got=f"an array {list(array.shape)}"
+                + ("" if np.isfinite(array).all() else " with NaN or infinity"),
+                wanted=f"{list(shape)}, finite",
+            )
+        if not self._session.inbox.put(0, {self._input: array.reshape(shape)}):
+            raise InputError("the session is over: it takes no further frame")
+        while self._engine.tick():
+            pass
+        taken = self._session.outbox.take()
+        if taken is None:
+            if self._session.failure is not None:
+                raise self._session.failure
+            raise InputError("the session is over: it takes no further frame")
+        return self._frame(*taken)
+
+    def run(
+        self,
+        audio: str | Path | npt.ArrayLike,
+        sample_rate: int | None = None,
+        *,
+        tail_s: float = 0.0,
+    ) -> Iterator[Frame]:
+        """Process a recording and give its frames.
+
+        Args:
+            audio: A file, or samples ``[N]`` or ``[C, N]``.
+            sample_rate: Hz of the samples; None for the model's own. Not used for a file.
+            tail_s: Silence after the recording, in seconds, to let an answer end.
+
+        Raises:
+            InputError: The recording cannot be read.
+        """
+        from moshi_pipe.engine.framing import Reframer
+
+        assembly = self._assembly
+        rate, chunks = _open(audio, sample_rate or assembly.codec.sample_rate)
+        reframer = Reframer(
+            rate,
+            assembly.codec.sample_rate,
+            assembly.codec.frame_size,
+            lead_s=assembly.lead_s,
+            tail_s=tail_s + assembly.tail_s,
+        )
+        for chunk_CN in chunks:
+            for frame in reframer.push(chunk_CN):
+                yield self.feed(frame)
+        for frame in reframer.finish():
+            yield self.feed(frame)
+        yield from self._speak_on()
+
+    def close(self) -> None:
+        """Free the session's state."""
+        self._engine.close()
+
+    def _speak_on(self) -> Iterator[Frame]:
+        """Let a model that says when it is done say what is left."""
+        if self.settings.end_on_text is None:
+            return
+        self._session.inbox.end()
+        while self._engine.tick():
+            taken = self._session.outbox.take()
+            if taken is not None:
+                yield self._frame(*taken)
+
+    def _frame(self, index: int, row: Mapping[str, npt.NDArray[Any]]) -> Frame:
+        token = int(row["text"]) if "text" in row else None
+        return Frame(
+            index=index,
+            audio=row.get("audio"),
+            token=token,
+            text=self._text(token),
+            codes=row.get("codes"),
+        )
+
+    def _text(self, token: int | None) -> str:
+        tokenizer = self._tokenizer
+        if token is None or tokenizer is None or tokenizer.is_control(token):
+            return ""
+        return tokenizer.piece(token).replace("▁", " ")
+
+
+def _open(
+    audio: str | Path | npt.ArrayLike, sample_rate: int
+) -> tuple[int, Iterator[npt.NDArray[np.float32]]]:
+    if isinstance(audio, str | Path):
+        from moshi_pipe.nodes.audio_reader import probe, read
+
+        path = Path(audio).expanduser()
+        properties = probe(path)
+        return properties.sample_rate, read(path, properties)
+    pcm = np.asarray(audio, dtype=np.float32)
+    if pcm.ndim == 1:
+        pcm = pcm[None]
+    if pcm.ndim != 2 or not pcm.size:
+        raise InputError(
+            "this audio cannot be used",
+            got=f"an array {list(pcm.shape)}",
+            wanted="[samples] or [channels, samples], at least one sample",
+        )
+    piece = seconds_to_samples(1.0, sample_rate)
+    return sample_rate, (pcm[:, i : i + piece] for i in range(0, pcm.shape[1], piece))
+
+
+def _column(form: Audio | Codes | Text) -> tuple[tuple[int, ...], str]:
+    if isinstance(form, Audio):
+        return (form.channels, form.frame_size), "float32"
+    if isinstance(form, Codes):
+        return (form.num_codebooks,), "int64"
+    return (), "int64"
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

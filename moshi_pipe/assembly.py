@@ -1,0 +1,303 @@
+"""What a configuration describes, put together: checkpoint, graph, schedule, nodes, defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from moshi_pipe.errors import BackendError, ConfigError, closest
+from moshi_pipe.graph.graph import Graph, check_graph, kinds_needed, model_ports
+from moshi_pipe.graph.schedule import Schedule, make_schedule
+from moshi_pipe.models.checkpoint import (
+    LM,
+    MIMI,
+    TOKENIZER,
+    Checkpoint,
+    ModelOptions,
+    open_checkpoint,
+    read_specs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from moshi_pipe.graph.node import BatchedNode, SessionSettings
+    from moshi_pipe.hooks import BackendOptions
+    from moshi_pipe.models.protocols import Capabilities, Codec, SpeechLM
+    from moshi_pipe.models.spec import CodecSpec, LMSpec
+    from moshi_pipe.models.tokenizer import SentencePieceTokenizer
+    from moshi_pipe.plugins import Plugins
+
+LM_KIND: Final = "lm"
+ENCODE_KIND: Final = "codec.encode"
+DECODE_KIND: Final = "codec.decode"
+
+# How far past the delay the model listens before it has written everything down, in seconds.
+# Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/run_inference.py (stt padding).
+_STT_EXTRA_TAIL_S: Final = 1.0
+
+# Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/lm.py, LMGen.__init__.
+_SAMPLING_DEFAULTS: Final = {"temp": 0.8, "temp_text": 0.7, "top_k": 250, "top_k_text": 25}
+
+
+@dataclass(slots=True)
+class Models:
+    """Opened models; None where the graph needs none."""
+
+    codec: Codec | None = None
+    lm: SpeechLM | None = None
+
+    @property
+    def caps(self) -> Capabilities:
+        """Where the largest of them runs."""
+        model = self.lm or self.codec
+        if model is None:
+            raise RuntimeError("no model is open")
+        return model.caps
+
+
+@dataclass(slots=True)
+class Assembly:
+    """A checked graph and the files of its model; no weights are in memory yet.
+
+    Attributes:
+        checkpoint: The model's files, found.
+        graph: Checked.
+        codec: What the graph needs to know of the codec.
+        lm: The language model's numbers; None where the graph has none.
+        backend: Where and how models run.
+        plugins: Open the models.
+        warnings: What a user should know.
+    """
+
+    checkpoint: Checkpoint
+    graph: Graph
+    codec: CodecSpec
+    lm: LMSpec | None
+    backend: BackendOptions
+    plugins: Plugins
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def frame_s(self) -> float:
+        """Duration of a frame in seconds."""
+        return self.codec.frame_s
+
+    @property
+    def model_type(self) -> str:
+        """``moshi``, ``hibiki`` or ``stt``."""
+        return self.checkpoint.config.model_type
+
+    def schedule(self, wanted: Iterable[str] | None = None) -> Schedule:
+        """Order of firing for the wanted outputs; None wants all."""
+        return make_schedule(self.graph, wanted)
+
+    def tokenizer(self) -> SentencePieceTokenizer | None:
+        """The text tokenizer; None where the graph makes no text."""
+        if self.checkpoint.tokenizer is None:
+            return None
+        from moshi_pipe.models.tokenizer import SentencePieceTokenizer
+
+        return SentencePieceTokenizer(self.checkpoint.tokenizer)
+
+    def open_models(self, schedule: Schedule) -> Models:
+        """Load what the scheduled nodes need; on the thread that will step them.
+
+        Raises:
+            BackendError: No plugin has this backend, or it cannot run here.
+            CheckpointError: The weights cannot be used.
+        """
+        kinds = {self.graph.nodes[name] for name in schedule.order}
+        hook = self.plugins.manager.hook
+        models = Models()
+        if kinds & {ENCODE_KIND, DECODE_KIND}:
+            models.codec = hook.open_codec(checkpoint=self.checkpoint, options=self.backend)
+            self._require(models.codec, "codec")
+        if LM_KIND in kinds:
+            models.lm = hook.open_lm(checkpoint=self.checkpoint, options=self.backend)
+            self._require(models.lm, "language model")
+        return models
+
+    def make_nodes(
+        self, schedule: Schedule, models: Models, *, guided: bool, max_candidates: int
+    ) -> dict[str, BatchedNode]:
+        """Make the scheduled nodes around opened models.
+
+        Args:
+            schedule: Which nodes.
+            models: Opened.
+            guided: Whether sessions may use classifier-free guidance.
+            max_candidates: Largest top-k of a session; 0 allows all.
+        """
+        makers: dict[str, Callable[[], BatchedNode]] = {
+            ENCODE_KIND: lambda: _encode(models),
+            DECODE_KIND: lambda: _decode(models, self.lm),
+            LM_KIND: lambda: _lm(models, self.codec, guided, max_candidates),
+        }
+        nodes: dict[str, BatchedNode] = {}
+        for name in schedule.order:
+            kind = self.graph.nodes[name]
+            if kind in makers:
+                nodes[name] = makers[kind]()
+            else:
+                nodes[name] = self.plugins.nodes.get("node", kind).load()()
+        return nodes
+
+    def default_settings(self, *, live: bool = False) -> SessionSettings:
+        """What the model itself wants; seed 0.
+
+        Args:
+            live: Whether audio comes at its own pace: then the first frame is treated as the
+                reference's server does, else as its file command does.
+        """
+        from moshi_pipe.graph.node import SessionSettings
+
+        given = {**_SAMPLING_DEFAULTS, **self.checkpoint.config.lm_gen_config}
+        settings = SessionSettings(
+            temperature=float(given["temp"]),
+            text_temperature=float(given["temp_text"]),
+            top_k=int(given["top_k"]),
+            text_top_k=int(given["top_k_text"]),
+            first_frame="reset" if live else "duplicate",
+        )
+        if self.model_type == "stt":
+            settings.text_temperature = float(
+                self.checkpoint.config.lm_gen_config.get("temp_text", 0.0)
+            )
+        if self.model_type == "hibiki" and self.lm is not None:
+            settings.conditions = self._hibiki_conditions()
+            tokenizer = self.tokenizer()
+            settings.end_on_text = None if tokenizer is None else tokenizer.eos_id
+        return settings
+
+    @property
+    def lead_s(self) -> float:
+        """Silence that the model wants before speech, in seconds."""
+        config = self.checkpoint.config.stt_config
+        return float(config.get("audio_silence_prefix_seconds", 0.0))
+
+    @property
+    def text_delay_s(self) -> float:
+        """By how much text lags the sound it writes down, in seconds."""
+        return float(self.checkpoint.config.stt_config.get("audio_delay_seconds", 0.0))
+
+    @property
+    def tail_s(self) -> float:
+        """Silence that the model wants after speech, in seconds."""
+        return self.text_delay_s + _STT_EXTRA_TAIL_S if self.model_type == "stt" else 0.0
+
+    @property
+    def latency_ms(self) -> float:
+        """By how much an answer lags what it can have heard: one frame and the model's delay."""
+        delay = self.lm.max_delay if self.lm is not None else 0
+        return (1 + delay) * self.frame_s * 1000
+
+    def _hibiki_conditions(self) -> dict[str, str]:
+        """The best voice wanted, the worst unwanted.
+
+        Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/run_inference.py.
+        """
+        names = {entry.name for entry in self.lm.conditioners} if self.lm is not None else set()
+        if "description" not in names:
+            return {}
+        return {"description": "very_good", "description!": "very_bad"}
+
+    def _require(self, model: Any, what: str) -> None:
+        if model is None:
+            raise BackendError(
+                f"no plugin opens the {what} with backend '{self.backend.backend}'",
+                fix="see `moshi-pipe plugins`; backend=torch comes with the package",
+            )
+
+
+def assemble(
+    model: ModelOptions, graph: Mapping[str, Any], backend: BackendOptions, plugins: Plugins
+) -> Assembly:
+    """Read the model's config, check the graph against it, then find the model's files.
+
+    Raises:
+        GraphError: The wiring is wrong; nothing was downloaded but the config.
+        CheckpointError: The model's files cannot be found, or do not fit its config.
+    """
+    config, mimi = read_specs(model)
+    kinds = kinds_needed(graph)
+    if LM_KIND in kinds and config.lm is None:
+        raise ConfigError(
+            f"graph '{graph.get('name')}' needs a language model",
+            got=f"model '{model.name}' holds only a codec",
+            fix="choose graph=codec, encode or decode, or another model",
+        )
+    lm = config.lm if LM_KIND in kinds else None
+    ports = {**model_ports(mimi.codec, lm), **_plugin_ports(plugins)}
+    checked = check_graph(graph, ports)
+    parts = [MIMI] * bool(kinds & {ENCODE_KIND, DECODE_KIND}) + [LM, TOKENIZER] * (lm is not None)
+    checkpoint = open_checkpoint(model, parts=parts)
+    checkpoint.check()
+    warnings = list(checkpoint.warnings)
+    if checkpoint.is_random:
+        warnings.append(
+            f"model '{model.name}' has random weights: what it says means nothing. "
+            "model=moshiko is the trained dialogue model (15.4 GB)"
+        )
+    return Assembly(checkpoint, checked, mimi.codec, lm, backend, plugins, warnings)
+
+
+def check_outputs(graph: Graph, sinks: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Refuse sinks whose outputs the graph does not make, before any weight is loaded.
+
+    Args:
+        graph: Checked.
+        sinks: Label and needed outputs of each sink.
+
+    Raises:
+        ConfigError: Names the sink, the output and what there is.
+    """
+    for label, needed in sinks:
+        for output in needed:
+            if output not in graph.outputs:
+                raise ConfigError(
+                    f"sink={label} needs the output '{output}', which graph '{graph.name}' does "
+                    "not make",
+                    wanted=closest(output, graph.outputs),
+                    fix="leave this sink out, for instance sink=[file], or choose another graph",
+                )
+
+
+def _plugin_ports(plugins: Plugins) -> dict[str, Any]:
+    from moshi_pipe.graph.graph import Ports
+
+    ports = {}
+    for name in plugins.nodes.names("node"):
+        cls: Any = plugins.nodes.get("node", name).load()
+        ports[name] = Ports(cls.inputs, cls.outputs)
+    return ports
+
+
+def _encode(models: Models) -> BatchedNode:
+    from moshi_pipe.engine.stages import EncodeStage
+
+    return EncodeStage(_present(models.codec))
+
+
+def _decode(models: Models, lm: LMSpec | None) -> BatchedNode:
+    from moshi_pipe.engine.stages import DecodeStage
+
+    num_codebooks = lm.num_generated if lm is not None and lm.num_generated else None
+    return DecodeStage(_present(models.codec), num_codebooks)
+
+
+def _lm(models: Models, codec: CodecSpec, guided: bool, max_candidates: int) -> BatchedNode:
+    from moshi_pipe.engine.stages import LMStage
+
+    return LMStage(
+        _present(models.lm),
+        frame_rate=codec.frame_rate,
+        guided=guided,
+        max_candidates=max_candidates,
+    )
+
+
+def _present(model: Any) -> Any:
+    if model is None:
+        raise RuntimeError("a node was made before its model was opened")
+    return model

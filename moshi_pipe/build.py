@@ -1,0 +1,397 @@
+"""From a checked configuration to a finished run: engine, edge, results and report."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+import signal
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from moshi_pipe.assembly import Assembly, Models, assemble, check_outputs
+from moshi_pipe.errors import ConfigError, InputError, MoshiPipeError, OutputError, closest
+from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Source
+from moshi_pipe.report import (
+    NodeReport,
+    RunReport,
+    SessionReport,
+    peak_rss_bytes,
+    versions,
+    write_atomically,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from moshi_pipe.config import RunConfig
+    from moshi_pipe.engine.edge import Edge, SessionPlan, SessionResult
+    from moshi_pipe.engine.engine import Engine
+    from moshi_pipe.graph.schedule import Schedule
+    from moshi_pipe.plugins import Plugins
+    from moshi_pipe.progress import UI
+
+_SEED_BITS: Final = 63
+_LARGEST_DEFAULT_TOP_K: Final = 250
+
+# Keys that change where or how fast results are made, not what they are.
+_NOT_IN_SIGNATURE: Final = ("output_dir", "resume", "source", "experiment", "hydra")
+
+
+def run_config(config: RunConfig, ui: UI, plugins: Plugins) -> RunReport:
+    """Run a configuration to its end and write its results and its report.
+
+    Ctrl-C ends the sessions that run, keeps what was written and returns a report; a second one
+    raises KeyboardInterrupt.
+
+    Args:
+        config: Typed and checked.
+        ui: Told how it goes.
+        plugins: Nodes, backends and observers.
+
+    Returns:
+        The report, which was also written as ``run.json`` beside ``config.yaml``.
+
+    Raises:
+        MoshiPipeError: Nothing could be run; sessions that fail are in the report instead.
+    """
+    return _Run(config, ui, plugins).run()
+
+
+class _Run:
+    """One run; holds what its steps share."""
+
+    def __init__(self, config: RunConfig, ui: UI, plugins: Plugins) -> None:
+        self.config = config
+        self.ui = ui
+        self.plugins = plugins
+        self.source: Source = config.source.make()
+        self.assembly = assemble(config.model, config.graph, config.backend, plugins)
+        self.sink_labels = [sink.label for sink in config.sinks]
+        takes = [(sink.label, sink.make()) for sink in config.sinks]
+        check_outputs(self.assembly.graph, [(label, sink.takes) for label, sink in takes])
+        wanted = {name for _, sink in takes for name in (*sink.takes, *sink.optional)}
+        outputs = self.assembly.graph.outputs
+        self.schedule: Schedule = self.assembly.schedule(
+            [name for name in outputs if name in wanted] or None
+        )
+        self.seed = secrets.randbits(31) if config.seed is None else config.seed
+        self.settings = self._settings()
+        self.tokenizer = self.assembly.tokenizer()
+        self.signature = _signature(config)
+        self.models = Models()
+        self.load_s = 0.0
+        self.skipped: list[SessionReport] = []
+        self.order: list[str] = []
+        self.latency_ms = self.assembly.latency_ms
+
+    def run(self) -> RunReport:
+        """Process every session."""
+        config = self.config
+        _make_output_dir(config.output_dir)
+        for warning in self.assembly.warnings:
+            self.ui.warn(warning)
+        num_sessions = self.source.num_sessions()
+        engine = self._engine()
+        start = time.monotonic()
+        results, failure, interrupted = asyncio.run(self._go(engine, num_sessions))
+        report = self._report(engine, results, interrupted)
+        report.wall_s = time.monotonic() - start - self.load_s
+        write_report(report, config.composed)
+        if failure is not None:
+            raise failure
+        self.ui.finish(report)
+        return report
+
+    async def _go(
+        self, engine: Engine, num_sessions: int | None
+    ) -> tuple[list[SessionReport], MoshiPipeError | None, bool]:
+        """Start the engine, run the edge, and see to it that both end."""
+        from moshi_pipe.engine.edge import Edge
+        from moshi_pipe.observers import RunObserver
+
+        observer = RunObserver(self.ui, self.plugins, self._session_report)
+        graph = self.assembly.graph
+        edge = Edge(
+            engine,
+            input_name=graph.input,
+            input_format=graph.input_format,
+            output_formats={name: graph.output_formats[name] for name in self.schedule.outputs},
+            plan=self._plan,
+            observer=observer,
+        )
+        stopped = _Interrupt(edge, self.ui)
+        failure: MoshiPipeError | None = None
+        try:
+            with stopped.listening():
+                began = time.monotonic()
+                engine.start()
+                await asyncio.to_thread(engine.ready.wait)
+                self.load_s = time.monotonic() - began
+                if engine.error is not None:
+                    raise engine.error
+                if not stopped.seen:
+                    self.ui.note(self._chosen(engine))
+                    self.ui.begin(num_sessions)
+                    await edge.run(self.source)
+        except MoshiPipeError as error:
+            failure = error
+        finally:
+            await asyncio.to_thread(engine.stop)
+        return [*self.skipped, *observer.reports], failure, stopped.seen
+
+    def _engine(self) -> Engine:
+        import torch
+
+        from moshi_pipe.engine.engine import Engine, EngineOptions
+        from moshi_pipe.nn.backend import choose_device
+
+        config = self.config
+        torch_backend = config.backend.backend == "torch"
+        device = str(choose_device(config.backend.device)) if torch_backend else "cpu"
+        guided = self.settings.guidance != 1.0
+        candidates = (self.settings.top_k, self.settings.text_top_k)
+
+        def make_nodes() -> Any:
+            torch.set_num_threads(config.engine.threads)
+            self.models = self.assembly.open_models(self.schedule)
+            return self.assembly.make_nodes(
+                self.schedule,
+                self.models,
+                guided=guided,
+                max_candidates=0 if 0 in candidates else max(candidates),
+            )
+
+        return Engine(
+            make_nodes,
+            self.schedule,
+            input_format=self.assembly.graph.input_format,
+            options=EngineOptions(
+                num_slots=config.engine.slots, live=config.engine.mode == "live", device=device
+            ),
+        )
+
+    def _settings(self) -> SessionSettings:
+        """The model's own settings under what the configuration says."""
+        config, assembly = self.config, self.assembly
+        settings = assembly.default_settings(live=self.source.live)
+        given = {k: v for k, v in asdict(config.sampling).items() if v is not None}
+        settings = replace(settings, **given)
+        if config.first_frame is not None:
+            settings.first_frame = config.first_frame
+        settings.max_tail_frames = max(1, round(config.max_tail_s / assembly.frame_s))
+        settings.conditions = _conditions(settings.conditions, config.conditions, assembly)
+        return settings
+
+    def _plan(self, item: SessionInput) -> SessionPlan | None:
+        """Decide how a session input is run; None when its results are there."""
+        from moshi_pipe.engine.edge import SessionPlan
+
+        config, assembly = self.config, self.assembly
+        self.order.append(item.id)
+        seed = item.seed if item.seed is not None else derive_seed(self.seed, item.id)
+        lead_s = assembly.lead_s if config.lead_s is None else config.lead_s
+        formats = assembly.graph.output_formats
+        info = SessionInfo(
+            id=item.id,
+            meta=item.meta,
+            output_dir=config.output_dir,
+            formats={name: formats[name] for name in self.schedule.outputs},
+            frame_s=assembly.frame_s,
+            seed=seed,
+            latency_ms=self.latency_ms,
+            lead_s=lead_s,
+            text_delay_s=assembly.text_delay_s,
+            tokenizer=self.tokenizer,
+        )
+        sinks = [sink.make() for sink in config.sinks]
+        if config.resume and self._is_done(item, [p for s in sinks for p in s.outputs(info)]):
+            report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
+            self.skipped.append(report)
+            self.ui.session_ends(report)
+            return None
+        return SessionPlan(
+            info=info,
+            settings=replace(self.settings, seed=seed),
+            sinks=sinks,
+            lead_s=lead_s,
+            tail_s=config.tail_s + assembly.tail_s,
+        )
+
+    def _is_done(self, item: SessionInput, outputs: list[Path]) -> bool:
+        """Whether an earlier run finished this session with the same configuration and input."""
+        try:
+            done = json.loads(self._session_file(item.id).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return (
+            done.get("status") == "done"
+            and done.get("signature") == self._session_signature(item.meta)
+            and all(path.is_file() for path in outputs)
+        )
+
+    def _session_report(self, result: SessionResult) -> SessionReport:
+        """Turn a result into its report, and write it beside the session's files."""
+        status = "done" if result.complete else "failed" if result.failure else "interrupted"
+        report = SessionReport(
+            id=result.id,
+            status=status,
+            frames=result.num_frames,
+            audio_s=round(result.audio_s, 4),
+            wall_s=round(result.wall_s, 4),
+            seed=result.seed,
+            input=result.meta.get("path"),
+            files=[file for sink in result.sinks for file in sink.get("files", ())],
+            error=None if result.failure is None else str(result.failure),
+            exit_code=0 if result.failure is None else result.failure.exit_code,
+            sinks=dict(zip(self.sink_labels, result.sinks, strict=False)),
+        )
+        record = {
+            **asdict(report),
+            "signature": self._session_signature(result.meta),
+            "latency_ms": self.latency_ms,
+            "frame_s": self.assembly.frame_s,
+            "settings": asdict(replace(self.settings, seed=result.seed)),
+            "rings": result.counters,
+        }
+        try:
+            text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+            write_atomically(self._session_file(result.id), text)
+        except OutputError as error:
+            report.warnings.append(str(error))
+        return report
+
+    def _session_file(self, session_id: str) -> Path:
+        return self.config.output_dir / f"{session_id}.json"
+
+    def _session_signature(self, meta: Mapping[str, Any]) -> str:
+        """Identifies configuration and input: a changed file or key makes results anew."""
+        stamp: list[Any] = [self.signature, meta.get("path")]
+        with suppress(OSError, TypeError):
+            status = Path(meta["path"]).stat() if "path" in meta else None
+            stamp += [status.st_size, status.st_mtime_ns] if status is not None else []
+        return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
+
+    def _chosen(self, engine: Engine) -> str:
+        caps = self.models.caps
+        return (
+            f"{self.config.model.name} on {caps.device}, {caps.dtype}, {engine.num_slots} "
+            f"slot{'s' * (engine.num_slots != 1)}, seed {self.seed}, "
+            f"ready in {self.load_s:.1f} s"
+        )
+
+    def _report(
+        self, engine: Engine, sessions: list[SessionReport], interrupted: bool
+    ) -> RunReport:
+        caps = self.models.caps if self.models.lm or self.models.codec else None
+        statistics = engine.statistics
+        nodes = []
+        for name, histogram in statistics.nodes.items():
+            row = histogram.to_dict()
+            shown = ("mean_ms", "p50_ms", "p99_ms", "max_ms")
+            nodes.append(NodeReport(name, histogram.count, *(row[key] for key in shown)))
+        place = {session_id: i for i, session_id in enumerate(self.order)}
+        return RunReport(
+            model=self.config.model.name,
+            graph=self.assembly.graph.name,
+            device=caps.device if caps else self.config.backend.device,
+            dtype=caps.dtype if caps else self.config.backend.dtype,
+            seed=self.seed,
+            output_dir=str(self.config.output_dir),
+            slots=engine.num_slots,
+            load_s=self.load_s,
+            audio_s=sum(session.audio_s for session in sessions),
+            frames=statistics.frames,
+            ticks=statistics.ticks,
+            peak_rss_bytes=peak_rss_bytes(),
+            peak_device_bytes=_peak_device_bytes(caps.device if caps else "cpu"),
+            interrupted=interrupted,
+            nodes=nodes,
+            sessions=sorted(sessions, key=lambda session: place.get(session.id, 0)),
+            warnings=list(self.assembly.warnings),
+            versions=versions(),
+        )
+
+
+class _Interrupt:
+    """Turns the first Ctrl-C into a stop of the edge; the second one is Python's own."""
+
+    def __init__(self, edge: Edge, ui: UI) -> None:
+        self.seen = False
+        self._edge = edge
+        self._ui = ui
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen while the block runs; where the platform cannot, Ctrl-C stays what it was."""
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_signal_handler(signal.SIGINT, self._stop)
+        except (NotImplementedError, RuntimeError, ValueError):
+            yield
+            return
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+
+    def _stop(self) -> None:
+        self.seen = True
+        self._ui.warn("stopping; what was written is kept (Ctrl-C again to leave at once)")
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        self._edge.stop()
+
+
+def derive_seed(seed: int, session_id: str) -> int:
+    """Seed of a session: follows from the run's seed and the session's id, not from its place."""
+    digest = hashlib.sha256(f"{seed}:{session_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> (64 - _SEED_BITS)
+
+
+def _signature(config: RunConfig) -> str:
+    """Hash of everything in the configuration that shapes a session's results."""
+    from omegaconf import OmegaConf
+
+    composed = OmegaConf.to_container(OmegaConf.create(config.composed))
+    if not isinstance(composed, dict):
+        raise ConfigError("the composed configuration is no mapping")
+    kept = {k: v for k, v in composed.items() if k not in _NOT_IN_SIGNATURE}
+    source = dict(composed.get("source") or {})
+    source.pop("path", None)
+    return hashlib.sha256(json.dumps([kept, source], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _conditions(
+    defaults: Mapping[str, str], given: Mapping[str, str], assembly: Assembly
+) -> dict[str, str]:
+    declared = {entry.name for entry in assembly.lm.conditioners} if assembly.lm else set()
+    for name in given:
+        if name.removesuffix("!") not in declared:
+            raise ConfigError(
+                f"the model has no condition '{name}'", wanted=closest(name, declared)
+            )
+    return {**defaults, **given}
+
+
+def _make_output_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make the output folder {folder}",
+            got=error.strerror or str(error),
+            fix="choose another folder: output_dir=FOLDER",
+        ) from error
+
+
+def _peak_device_bytes(device: str) -> int | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device))

@@ -1,0 +1,177 @@
+"""The commands that come with ``moshi-pipe``. What each needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from moshi_pipe.errors import BackendError, ConfigError, closest
+from moshi_pipe.hooks import Command
+from moshi_pipe.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moshi_pipe.config import RunConfig
+    from moshi_pipe.models.plan import Plan
+
+_CHECKPOINT_KEYS: Final = ("size", "kind", "seed", "dtype")
+
+
+def _plugins(words: Sequence[str]) -> int:
+    """List plugins, what they offer, and why one was left out."""
+    _no_words("plugins", words)
+    from moshi_pipe.plugins import load_plugins
+
+    for info in load_plugins(reserved=tuple(BUILTIN)).infos:
+        sys.stdout.write(f"{info.name}  ({info.origin})\n")
+        if info.error is not None:
+            sys.stdout.write("  left out: " + info.error.replace("\n", "\n    ") + "\n")
+        for offer in info.offers:
+            sys.stdout.write(f"  {offer}\n")
+    return 0
+
+
+def _plan(words: Sequence[str]) -> int:
+    """Predict the memory of a run from its configuration alone."""
+    from moshi_pipe.models.plan import plan_model
+
+    config = _config(words)
+    guided = (config.sampling.guidance or 1.0) != 1.0
+    plan = plan_model(
+        config.model,
+        device=config.backend.device,
+        dtype=config.backend.dtype,
+        kv_dtype=config.backend.kv_dtype,
+        slots=config.engine.slots,
+        context=config.backend.context,
+        parts=_parts(config),
+        rows_per_slot=2 if guided else 1,
+    )
+    sys.stdout.write(plan_text(plan))
+    return BackendError.exit_code if plan.fits is False else 0
+
+
+def _graph(words: Sequence[str]) -> int:
+    """Draw the composed graph in the terminal, or as SVG into a file."""
+    svg = [word.partition("=")[2] for word in words if word.startswith("svg=")]
+    config = _config([word for word in words if not word.startswith("svg=")])
+    from moshi_pipe.graph.graph import check_graph, model_ports
+    from moshi_pipe.models.checkpoint import read_specs
+
+    model, mimi = read_specs(config.model)
+    graph = check_graph(config.graph, model_ports(mimi.codec, model.lm))
+    from moshi_pipe.graph.draw import draw_svg, draw_text
+
+    if not svg:
+        sys.stdout.write(draw_text(graph) + "\n")
+        return 0
+    from moshi_pipe.report import write_atomically
+
+    path = Path(svg[-1]).absolute()
+    write_atomically(path, draw_svg(graph))
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _make_checkpoint(words: Sequence[str]) -> int:
+    """Write a random-weight checkpoint in the released layout."""
+    folders = [word for word in words if word.partition("=")[0] not in _CHECKPOINT_KEYS]
+    values = dict(word.split("=", 1) for word in words if word not in folders)
+    wrong = [w for w in folders if "=" in w and w.partition("=")[0].isidentifier()]
+    if wrong and len(folders) > 1:
+        key = wrong[0].partition("=")[0]
+        raise ConfigError(f"there is no key '{key}'", wanted=closest(key, _CHECKPOINT_KEYS))
+    if len(folders) != 1:
+        raise ConfigError(
+            "make-checkpoint needs one folder",
+            got=" ".join(words) or "nothing",
+            wanted=f"moshi-pipe make-checkpoint {BUILTIN['make-checkpoint'].usage}",
+        )
+    if not values.get("seed", "0").isdigit():
+        raise ConfigError("seed has the wrong type", got=values["seed"], wanted="a whole number")
+    from moshi_pipe.models.make_checkpoint import make_checkpoint
+
+    made = make_checkpoint(
+        folders[0],
+        preset=values.get("size", "tiny"),
+        kind=values.get("kind", "moshi"),
+        seed=int(values.get("seed", "0")),
+        dtype=values.get("dtype", "bfloat16"),
+        progress=_show_bytes if sys.stderr.isatty() else None,
+    )
+    for name, num_bytes in made.files.items():
+        sys.stdout.write(f"{format_bytes(num_bytes):>10}  {made.folder / name}\n")
+    sys.stdout.write(f"random weights; use them with: model=local model.path={made.folder}\n")
+    return 0
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as a table, with its verdict last."""
+    lines = [
+        f"{plan.model} on {plan.device}, {plan.dtype}, {plan.slots} slots, "
+        f"{plan.num_parameters / 1e6:,.1f} M parameters",
+        "",
+        f"{'part':<10}{'what':<34}{'bytes':>12}{'per slot':>12}",
+    ]
+    for row in plan.rows:
+        about = "" if row.exact else "about "
+        per_slot = format_bytes(row.per_slot) if row.per_slot else ""
+        size = about + format_bytes(row.num_bytes)
+        lines.append(f"{row.part:<10}{row.what:<30}{size:>16}{per_slot:>12}")
+    lines.append(f"{'all':<40}{format_bytes(plan.total_bytes):>16}")
+    lines += ["", *(f"warning: {warning}" for warning in plan.warnings), plan.verdict]
+    return "\n".join(lines) + "\n"
+
+
+def _config(words: Sequence[str]) -> RunConfig:
+    """Compose what a command's words describe; no source is needed."""
+    from moshi_pipe.compose import load_run
+    from moshi_pipe.overrides import prepare
+    from moshi_pipe.plugins import load_plugins
+
+    odd = [word for word in words if "=" not in word and not word.startswith("~")]
+    if odd:
+        raise ConfigError(f"cannot read the word '{odd[0]}'", wanted="key=value")
+    return load_run(prepare(words), load_plugins().nodes, need_source=False)
+
+
+def _parts(config: RunConfig) -> tuple[str, ...]:
+    """Models that the graph needs."""
+    from moshi_pipe.graph.graph import kinds_needed
+
+    kinds = kinds_needed(config.graph)
+    parts = ["lm"] if "lm" in kinds else []
+    if any(kind.startswith("codec.") for kind in kinds):
+        parts.append("mimi")
+    return tuple(parts)
+
+
+def _show_bytes(done: int, total: int) -> None:
+    """A line on standard error that says how many bytes are written."""
+    end = "\n" if done >= total else ""
+    sys.stderr.write(f"\r{format_bytes(done)} of {format_bytes(total)}   {end}")
+    sys.stderr.flush()
+
+
+def _no_words(command: str, words: Sequence[str]) -> None:
+    if words:
+        raise ConfigError(f"`moshi-pipe {command}` takes no words", got=" ".join(words))
+
+
+BUILTIN: Final = {
+    command.name: command
+    for command in (
+        Command("plugins", "list plugins, what they offer, and why one was left out", _plugins),
+        Command("plan", "memory that a run needs, and whether it fits", _plan, "[key=value ...]"),
+        Command("graph", "draw the graph of a run", _graph, "[svg=FILE] [key=value ...]"),
+        Command(
+            "make-checkpoint",
+            "write a model of random weights in the released layout",
+            _make_checkpoint,
+            "FOLDER [size=tiny] [kind=moshi] [seed=0] [dtype=bfloat16]",
+        ),
+    )
+}
+"""The package's own commands by name."""

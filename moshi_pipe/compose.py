@@ -1,0 +1,326 @@
+"""The configuration of a run, composed by Hydra, then typed and checked.
+
+Nothing here imports torch. Hydra and OmegaConf are imported when something is composed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from moshi_pipe.config import (
+    DTYPES,
+    FIRST_FRAMES,
+    MODES,
+    NUMERICS,
+    ChosenNode,
+    EngineOptions,
+    RootSchema,
+    RunConfig,
+    SamplingOptions,
+)
+from moshi_pipe.config_errors import explain, explain_value
+from moshi_pipe.config_files import choice_names, conf_dir
+from moshi_pipe.errors import ConfigError, closest
+from moshi_pipe.hooks import BackendOptions
+from moshi_pipe.models.checkpoint import ModelOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from omegaconf import DictConfig
+
+    from moshi_pipe.hooks import NodeRegistry
+
+_SCHEMAS: Final[Mapping[str, type]] = {
+    "engine": EngineOptions,
+    "sampling": SamplingOptions,
+}
+
+
+def store_schemas(registry: NodeRegistry) -> None:
+    """Tell Hydra the types of our keys, and the nodes of plugins that have no file in ``conf/``.
+
+    May be called any number of times in a process: what is stored is replaced by the same.
+
+    Raises:
+        MoshiPipeError: The options of a plugin's node cannot be loaded.
+    """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RootSchema, provider="moshi-pipe")
+    for entry in registry:
+        if entry.kind == "node" or entry.name in choice_names(entry.kind):
+            continue
+        options = entry.load_options()
+        typed = OmegaConf.create({} if options is None else OmegaConf.structured(options))
+        values: Any = OmegaConf.to_container(typed)
+        package = f"sink.{entry.name}" if entry.kind == "sink" else None
+        store.store(
+            group=entry.kind,
+            name=entry.name,
+            node={"node": entry.name, **values},
+            package=package,
+            provider=entry.owner,
+        )
+
+
+def compose(overrides: Sequence[str], registry: NodeRegistry) -> DictConfig:
+    """Compose the configuration.
+
+    Args:
+        overrides: ``key=value`` words as :func:`moshi_pipe.overrides.prepare` gives them.
+        registry: Sources and sinks that there are.
+
+    Raises:
+        ConfigError: A key, group or value is wrong; gives the closest.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    store_schemas(registry)
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="moshi-pipe"):
+            return hydra_compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from error
+
+
+def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
+    """Type and check a composed configuration. All mistakes are reported together.
+
+    Args:
+        cfg: What Hydra composed.
+        registry: Sources and sinks that there are.
+
+    Raises:
+        ConfigError: A value is missing or illegal, a key is unknown, a node is not there.
+    """
+    from omegaconf import OmegaConf
+
+    problems: list[str] = []
+    missing = [key for key in sorted(OmegaConf.missing_keys(cfg)) if not key.startswith("hydra.")]
+    problems += [f"{key} is not set: add {key}=VALUE" for key in missing]
+    _check_names(cfg, problems)
+    model = _typed_model(cfg, problems)
+    source = _node("source", "source", cfg.source, registry, problems)
+    sinks = [
+        _node("sink", str(label), node, registry, problems)
+        for label, node in (cfg.sink or {}).items()
+    ]
+    if problems:
+        _refuse(problems)
+    values = _typed(cfg)
+    return RunConfig(
+        model=model,
+        graph=values.graph or {},
+        source=_present(source),
+        sinks=tuple(_present(sink) for sink in sinks),
+        engine=values.engine,
+        sampling=values.sampling,
+        backend=BackendOptions(
+            backend=values.backend,
+            device=values.device,
+            dtype=values.dtype,
+            kv_dtype=values.kv_dtype,
+            numerics=values.numerics,
+            context=values.context,
+        ),
+        seed=values.seed,
+        output_dir=Path(os.path.abspath(os.path.expanduser(values.output_dir))),
+        resume=values.resume,
+        lead_s=values.lead_s,
+        tail_s=values.tail_s,
+        max_tail_s=values.max_tail_s,
+        first_frame=values.first_frame,
+        conditions=values.conditions,
+        composed=to_yaml(cfg),
+    )
+
+
+def to_yaml(cfg: DictConfig) -> str:
+    """The configuration without Hydra's own part, as YAML."""
+    from omegaconf import OmegaConf
+
+    keys = [str(key) for key in cfg if key != "hydra"]
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, keys))
+
+
+def load_run(
+    overrides: Sequence[str], registry: NodeRegistry, *, need_source: bool = True
+) -> RunConfig:
+    """Compose and resolve in one go, as commands and the Python API do.
+
+    Args:
+        overrides: ``key=value`` words.
+        registry: Sources and sinks that there are.
+        need_source: False fills the source in with silence, for what needs no audio.
+
+    Raises:
+        ConfigError: As :func:`compose` and :func:`resolve`.
+    """
+    words = list(overrides)
+    if not need_source and not any(word.startswith("source=") for word in words):
+        words.insert(0, "source=silence")
+        words = [word for word in words if not word.startswith("source.")]
+    return resolve(compose(words, registry), registry)
+
+
+def _typed(cfg: DictConfig) -> RootSchema:
+    """The root as its dataclass.
+
+    Raises:
+        ConfigError: A key is unknown or a value has the wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    keys = [str(key) for key in cfg if key != "hydra"]
+    unknown = _unknown_keys(cfg, keys)
+    if unknown:
+        _refuse(unknown)
+    try:
+        plain = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys)))
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootSchema), plain))
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    if not isinstance(made, RootSchema):
+        raise ConfigError("the configuration is not a mapping of keys")
+    return made
+
+
+def _typed_model(cfg: DictConfig, problems: list[str]) -> ModelOptions:
+    """The options of the model; what is wrong is added to ``problems``."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    known = [item.name for item in fields(ModelOptions)]
+    typed = OmegaConf.structured(ModelOptions)
+    for key in cfg.model or {}:
+        if key not in known:
+            problems.append(f"there is no key 'model.{key}': {closest(str(key), known)}")
+        elif not OmegaConf.is_missing(cfg.model, key):
+            try:
+                typed = OmegaConf.merge(typed, {key: cfg.model._get_node(key)})
+            except OmegaConfBaseException as error:
+                problems.append(explain_value(f"model.{key}", error))
+    model = OmegaConf.to_object(typed)
+    if not isinstance(model, ModelOptions):
+        raise ConfigError("model is not a mapping of keys")
+    given = (
+        model.path is not None or model.repo is not None or OmegaConf.is_missing(cfg.model, "path")
+    )
+    if not given and model.name != ModelOptions.name:
+        problems.append(
+            f"model '{model.name}' has no files: add model.path=FOLDER or model.repo=REPO"
+        )
+    return model
+
+
+def _unknown_keys(cfg: DictConfig, keys: Sequence[str]) -> list[str]:
+    """Keys that ``+key=value`` added where the keys are fixed."""
+    known = {"": [item.name for item in fields(RootSchema)]}
+    for group, schema in _SCHEMAS.items():
+        known[group] = [item.name for item in fields(schema)]
+    found = [("", key) for key in keys]
+    found += [(group, str(key)) for group in _SCHEMAS for key in cfg[group]]
+    return [
+        f"there is no key '{f'{group}.{key}' if group else key}': {closest(key, known[group])}"
+        for group, key in found
+        if key not in known[group]
+    ]
+
+
+def _check_names(cfg: DictConfig, problems: list[str]) -> None:
+    """Values out of a short list, and numbers that have bounds."""
+    lists = {
+        "numerics": (cfg.numerics, NUMERICS),
+        "dtype": (cfg.dtype, DTYPES),
+        "kv_dtype": (cfg.kv_dtype, DTYPES),
+        "first_frame": (cfg.first_frame, FIRST_FRAMES),
+        "engine.mode": (cfg.engine.mode, MODES),
+    }
+    for key, (value, known) in lists.items():
+        if value is not None and value not in known:
+            problems.append(f"{key} cannot be '{value}': {closest(value, known)}")
+    least = {
+        "seed": (cfg.seed, 0),
+        "context": (cfg.context, 1),
+        "lead_s": (cfg.lead_s, 0),
+        "tail_s": (cfg.tail_s, 0),
+        "max_tail_s": (cfg.max_tail_s, 0),
+        "engine.slots": (cfg.engine.slots, 1),
+        "engine.threads": (cfg.engine.threads, 1),
+        "engine.inbox_frames": (cfg.engine.inbox_frames, 1),
+        "engine.outbox_frames": (cfg.engine.outbox_frames, 1),
+        "sampling.temperature": (cfg.sampling.temperature, 0),
+        "sampling.text_temperature": (cfg.sampling.text_temperature, 0),
+        "sampling.top_k": (cfg.sampling.top_k, 0),
+        "sampling.text_top_k": (cfg.sampling.text_top_k, 0),
+    }
+    for key, (number, bound) in least.items():
+        if number is not None and not number >= bound:  # also refuses not-a-number
+            problems.append(f"{key} cannot be {number}: at least {bound}")
+
+
+def _node(
+    kind: str, label: str, node: Any, registry: NodeRegistry, problems: list[str]
+) -> ChosenNode | None:
+    """Type the options of one node; what is wrong is added to ``problems``."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    where = kind if kind == "source" else f"{kind}.{label}"
+    if not isinstance(node, DictConfig) or OmegaConf.is_missing(node, "node") or "node" not in node:
+        names = ", ".join(registry.names(kind))
+        problems.append(f"{where} names no {kind}: choose {kind}=NAME, one of {names}")
+        return None
+    try:
+        entry = registry.get(kind, str(node.node))
+    except ConfigError as error:
+        problems.append(f"{where}: {error.what}, {error.wanted}")
+        return None
+    options = entry.load_options()
+    given = {str(key): node._get_node(key) for key in node if key != "node"}
+    if options is None:
+        problems += [f"{where}.{key} is unknown: this {kind} has no options" for key in given]
+        return ChosenNode(label, entry, None)
+    known = [item.name for item in fields(options)]
+    typed = OmegaConf.structured(options)
+    for key, value in given.items():
+        if key not in known:
+            problems.append(f"{where}.{key} is unknown: {closest(key, known)}")
+            continue
+        if OmegaConf.is_missing(node, key):
+            continue
+        try:
+            typed = OmegaConf.merge(typed, {key: value})
+        except OmegaConfBaseException as error:
+            problems.append(explain_value(f"{where}.{key}", error))
+    unset = [name for name in OmegaConf.missing_keys(typed) if name not in given]
+    problems += [f"{where}.{name} is not set: add {where}.{name}=VALUE" for name in unset]
+    if OmegaConf.missing_keys(typed) or problems:
+        return ChosenNode(label, entry, None)
+    made = OmegaConf.to_object(typed)
+    return ChosenNode(label, entry, made if is_dataclass(made) else None)
+
+
+def _present(node: ChosenNode | None) -> ChosenNode:
+    """A node that was found, or its problem would have been reported."""
+    if node is None:
+        raise ConfigError("a node of the configuration is not there")
+    return node
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Raise one error for all problems."""
+    if len(problems) == 1:
+        what, _, help_text = problems[0].partition(": ")
+        raise ConfigError(what, fix=help_text or None)
+    raise ConfigError(f"the configuration has {len(problems)} mistakes", got="\n".join(problems))

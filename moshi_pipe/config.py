@@ -1,0 +1,172 @@
+"""What a configuration holds, as dataclasses: what Hydra composes, and what a run is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from moshi_pipe.hooks import BackendOptions, NodeEntry
+    from moshi_pipe.models.checkpoint import ModelOptions
+
+FIRST_FRAMES: Final = ("duplicate", "reset", "none")
+NUMERICS: Final = ("fast", "reference")
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+MODES: Final = ("offline", "live")
+
+
+@dataclass
+class EngineOptions:
+    """How sessions share the models.
+
+    Attributes:
+        mode: ``offline`` as fast as frames come, ``live`` at the pace of the audio.
+        slots: Sessions at once; 1 or a multiple of 4, others are rounded up.
+        threads: Threads of torch on the CPU.
+        inbox_frames: Frames that wait for the model, per session.
+        outbox_frames: Frames that wait for the sinks, per session.
+    """
+
+    mode: str = "offline"
+    slots: int = 1
+    threads: int = 1
+    inbox_frames: int = 25
+    outbox_frames: int = 25
+
+
+@dataclass
+class SamplingOptions:
+    """How the model chooses; None takes the model's own setting.
+
+    Attributes:
+        temperature: Of audio codes; 0 is greedy.
+        text_temperature: Of text tokens; 0 is greedy.
+        top_k: Candidates per audio code; 0 means all.
+        text_top_k: Candidates per text token; 0 means all.
+        guidance: Weight of classifier-free guidance; 1 is off.
+        repetition_penalty: On recent text tokens; 1 is off.
+    """
+
+    temperature: float | None = None
+    text_temperature: float | None = None
+    top_k: int | None = None
+    text_top_k: int | None = None
+    guidance: float | None = None
+    repetition_penalty: float = 1.0
+
+
+@dataclass
+class RootSchema:
+    """Types of the keys that belong to no group, and of the groups whose keys are fixed.
+
+    Attributes:
+        output_dir: Folder of results.
+        resume: Skip sessions whose results are complete.
+        seed: Of all randomness; None draws one.
+        backend: What computes the models.
+        device: Where; ``auto`` takes a GPU if there is one.
+        dtype: Of the language model's weights.
+        kv_dtype: Of stored keys and values; None takes ``dtype``.
+        numerics: ``fast`` or ``reference``.
+        context: Frames that the language model sees; None takes the model's own.
+        lead_s: Seconds of silence before the input; None takes what the model wants.
+        tail_s: Seconds of silence after the input.
+        max_tail_s: Seconds after the input at most, for models that say when they are done.
+        first_frame: ``duplicate``, ``reset`` or ``none``; None duplicates for files and resets
+            live.
+        conditions: Value per condition of the model.
+        model: Which model; typed later, since a value that must be given (``???``) would take the
+            default of its type here.
+        engine: How sessions share it.
+        sampling: How it chooses.
+        graph: Nodes and links.
+        source: The source's options, with its name under ``node``.
+        sink: Options of each sink by label, with its name under ``node``.
+        experiment: Nothing; a place for complete choices.
+    """
+
+    output_dir: str = "moshi-out"
+    resume: bool = True
+    seed: int | None = None
+    backend: str = "torch"
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_dtype: str | None = None
+    numerics: str = "fast"
+    context: int | None = None
+    lead_s: float | None = None
+    tail_s: float = 0.0
+    max_tail_s: float = 20.0
+    first_frame: str | None = None
+    conditions: dict[str, str] = field(default_factory=dict)
+    model: Any = None
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    graph: Any = None
+    source: Any = None
+    sink: Any = None
+    experiment: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenNode:
+    """A source or sink of this run.
+
+    Attributes:
+        label: Where it stands in the config: ``source``, or the sink's key.
+        entry: The registered node.
+        options: Instance of its dataclass of options; None for a node without.
+    """
+
+    label: str
+    entry: NodeEntry
+    options: Any
+
+    def make(self) -> Any:
+        """Construct a node; a sink is made once per session."""
+        cls = self.entry.load()
+        return cls() if self.entry.options is None else cls(self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """A whole run, typed and checked.
+
+    Attributes:
+        model: Which model.
+        graph: Name, nodes, inputs, links and outputs, as plain dicts and lists.
+        source: Where sessions come from.
+        sinks: Where their outputs go; may be empty.
+        engine: How sessions share the models.
+        sampling: How the model chooses.
+        backend: What computes the models, and where.
+        seed: Of all randomness; None: draw one and state it.
+        output_dir: Folder of results, absolute.
+        resume: Skip sessions whose results are complete.
+        lead_s: Seconds of silence before the input; None takes what the model wants.
+        tail_s: Seconds of silence after it.
+        max_tail_s: Seconds after it at most, for models that say when they are done.
+        first_frame: ``duplicate``, ``reset`` or ``none``; None leaves it to the source.
+        conditions: Value per condition of the model.
+        composed: The configuration as YAML, to be written beside the results.
+    """
+
+    model: ModelOptions
+    graph: Mapping[str, Any]
+    source: ChosenNode
+    sinks: tuple[ChosenNode, ...]
+    engine: EngineOptions
+    sampling: SamplingOptions
+    backend: BackendOptions
+    seed: int | None
+    output_dir: Path
+    resume: bool
+    lead_s: float | None
+    tail_s: float
+    max_tail_s: float
+    first_frame: str | None
+    conditions: Mapping[str, str]
+    composed: str

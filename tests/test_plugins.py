@@ -1,0 +1,206 @@
+"""Plugins: found, isolated when broken, refused when a name is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from moshi_pipe.compose import compose, load_run
+from moshi_pipe.config import EngineOptions, SamplingOptions
+from moshi_pipe.config_files import choice_names, conf_dir
+from moshi_pipe.errors import ConfigError
+from moshi_pipe.guide import group_help_text, help_text
+from moshi_pipe.hooks import Command, Hooks, NodeRegistry, OwnedRegistry, hook_names, hookimpl
+from moshi_pipe.models.checkpoint import ModelOptions
+from moshi_pipe.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass
+class ToneOptions:
+    """Options of the tone.
+
+    Attributes:
+        frequency_hz: Pitch of the tone, in Hz.
+        duration_s: Seconds of the
+            tone.
+    """
+
+    frequency_hz: float = 440.0
+    duration_s: float = 1.0
+
+
+class ToneSource:
+    """A tone instead of a person."""
+
+    def __init__(self, options: ToneOptions) -> None:
+        self.options = options
+
+
+class TonePlugin:
+    @hookimpl
+    def register_nodes(self, registry: OwnedRegistry) -> None:
+        registry.add("source", "test_tone", ToneSource, ToneOptions)
+
+
+class CommandPlugin:
+    @hookimpl
+    def register_commands(self) -> Sequence[Command]:
+        return [Command("hum", "hum a tune", lambda words: len(words))]
+
+
+class GreedyPlugin:
+    """Wants a name that is taken."""
+
+    @hookimpl
+    def register_nodes(self, registry: OwnedRegistry) -> None:
+        registry.add("source", "hers", ToneSource, ToneOptions)
+        registry.add("source", "file", ToneSource, ToneOptions)
+
+
+class BrokenPlugin:
+    @hookimpl
+    def register_nodes(self, registry: OwnedRegistry) -> None:
+        raise RuntimeError("no luck today")
+
+
+class MisspeltPlugin:
+    @hookimpl
+    def register_node(self, registry: OwnedRegistry) -> None:
+        """Not a hook."""
+
+
+def test_a_plugins_source_is_chosen_and_typed_like_our_own() -> None:
+    plugins = load_plugins([("tone", TonePlugin())], installed=False)
+
+    config = load_run(["source=test_tone", "source.frequency_hz=220"], plugins.nodes)
+
+    source = config.source.make()
+    assert isinstance(source, ToneSource)
+    assert source.options == ToneOptions(frequency_hz=220.0)
+
+
+def test_a_plugins_options_are_checked_like_our_own() -> None:
+    plugins = load_plugins([("tone", TonePlugin())], installed=False)
+
+    with pytest.raises(ConfigError, match=r"^there is no key 'source\.frequency'"):
+        compose(["source=test_tone", "source.frequency=220"], plugins.nodes)
+    with pytest.raises(ConfigError, match=r"^source\.frequency_hz has the wrong type"):
+        load_run(["source=test_tone", "source.frequency_hz=high"], plugins.nodes)
+
+
+def test_the_help_shows_a_plugins_options_with_their_documentation() -> None:
+    plugins = load_plugins([("tone", TonePlugin())], installed=False)
+
+    shown = group_help_text("source=test_tone", plugins.nodes)
+
+    assert "A tone instead of a person. From the plugin tone." in shown
+    assert "source.frequency_hz=440.0" in shown
+    assert "Seconds of the tone." in shown
+    assert "test_tone" in help_text([], plugins.nodes)
+
+
+def test_a_taken_name_is_refused_with_both_owners() -> None:
+    plugins = load_plugins([("greedy", GreedyPlugin())], installed=False)
+
+    info = plugins.infos[-1]
+    assert info.error is not None
+    assert "two plugins register the source 'file'" in info.error
+    assert "nodes has it, greedy wants it too" in info.error
+    assert "hers" not in plugins.nodes.names("source")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "reason"),
+    [
+        (BrokenPlugin(), "RuntimeError: no luck today"),
+        (MisspeltPlugin(), "unknown hook 'register_node'"),
+    ],
+    ids=["raises", "misspelt"],
+)
+def test_a_broken_plugin_is_left_out_with_its_reason(plugin: object, reason: str) -> None:
+    plugins = load_plugins([("bad", plugin), ("tone", TonePlugin())], installed=False)
+
+    bad, tone = plugins.infos[-2:]
+    assert bad.error is not None
+    assert reason in bad.error
+    assert tone.offers == ("source test_tone",)
+    assert plugins.manager.get_plugin("bad") is None
+
+
+def test_a_plugin_adds_a_command() -> None:
+    plugins = load_plugins([("hummer", CommandPlugin())], installed=False)
+
+    assert plugins.commands["hum"].run(["a", "b"]) == 2
+
+
+def test_a_plugin_cannot_take_our_command() -> None:
+    plugins = load_plugins([("hummer", CommandPlugin())], installed=False, reserved=["hum"])
+
+    assert plugins.commands == {}
+    assert "which is taken" in str(plugins.infos[-1].error)
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)^plugin p registers 'x'.*did you mean 'source'"):
+        NodeRegistry().owned_by("p").add("sorce", "x", ToneSource)
+
+
+def test_an_unknown_node_gives_the_closest() -> None:
+    registry = load_plugins(installed=False).nodes
+
+    with pytest.raises(ConfigError, match=r"(?s)^there is no sink 'transcrip'.*'transcript'"):
+        registry.get("sink", "transcrip")
+
+
+@pytest.mark.parametrize("name", hook_names())
+def test_a_hooks_name_tells_how_answers_combine(name: str) -> None:
+    manager = load_plugins(installed=False).manager
+    spec = getattr(manager.hook, name).spec
+
+    assert name.startswith(("register_", "open_", "on_"))
+    assert spec.opts["firstresult"] == name.startswith("open_")
+
+
+@pytest.mark.parametrize("name", hook_names())
+def test_a_hook_says_when_it_is_called_and_by_whom(name: str) -> None:
+    documented = getattr(Hooks, name).__doc__
+
+    assert "Called" in documented or "As :meth:" in documented
+
+
+@pytest.mark.parametrize("kind", ["source", "sink"])
+def test_our_config_files_hold_the_options_of_the_classes(kind: str) -> None:
+    from omegaconf import OmegaConf
+
+    registry = load_plugins(installed=False).nodes
+
+    assert registry.names(kind) == choice_names(kind)
+    for name in registry.names(kind):
+        options = registry.get(kind, name).load_options()
+        in_file = OmegaConf.load(conf_dir() / kind / f"{name}.yaml")
+        in_class = OmegaConf.to_container(OmegaConf.structured(options))
+        assert isinstance(in_class, dict)
+        assert OmegaConf.to_container(in_file) == {"node": name, **in_class}
+
+
+@pytest.mark.parametrize(
+    ("group", "choice", "options"),
+    [
+        ("model", "embedded", ModelOptions),
+        ("engine", "offline", EngineOptions),
+        ("sampling", "model", SamplingOptions),
+    ],
+)
+def test_our_group_files_hold_the_options_of_their_schemas(
+    group: str, choice: str, options: type
+) -> None:
+    from omegaconf import OmegaConf
+
+    in_file = OmegaConf.load(conf_dir() / group / f"{choice}.yaml")
+
+    assert OmegaConf.to_container(in_file) == OmegaConf.to_container(OmegaConf.structured(options))
