@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import math
+from codecs import getincrementaldecoder
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moshi_pipe.errors import ConfigError, InputError, closest
-from moshi_pipe.graph.format import Audio, Codes, Text
+from moshi_pipe.nodes.words import piece_bytes
 from moshi_pipe.units import seconds_to_samples
 
 if TYPE_CHECKING:
@@ -157,12 +159,13 @@ class Conversation:
         self._input = assembly.graph.input
         self._form = assembly.graph.input_format
         self._tokenizer = assembly.tokenizer()
+        self._utf8 = getincrementaldecoder("utf-8")(errors="replace")
         formats = assembly.graph.output_formats
-        columns = {name: _column(formats[name]) for name in schedule.outputs}
+        columns = {name: (formats[name].shape, formats[name].dtype) for name in schedule.outputs}
         self._session = Session(
             "session",
             settings,
-            Ring({self._input: _column(self._form)}, capacity=1),
+            Ring({self._input: (self._form.shape, self._form.dtype)}, capacity=1),
             Ring(columns, capacity=1),
         )
         engine.open()
@@ -191,9 +194,9 @@ class Conversation:
             InputError: The frame has another shape or is not finite.
             SessionError: The model's numbers are not finite; the session is over.
         """
-        shape, dtype = _column(self._form)
-        array = np.asarray(frame, dtype=dtype)
-        if array.size != np.prod(shape) or not np.isfinite(array).all():
+        shape = self._form.shape
+        array = np.asarray(frame, dtype=self._form.dtype)
+        if array.size != math.prod(shape) or not np.isfinite(array).all():
             raise InputError(
                 "this frame cannot be fed",
                 got=f"an array {list(array.shape)}"
@@ -274,7 +277,7 @@ class Conversation:
         tokenizer = self._tokenizer
         if token is None or tokenizer is None or tokenizer.is_control(token):
             return ""
-        return tokenizer.piece(token).replace("▁", " ")
+        return self._utf8.decode(piece_bytes(tokenizer, token))
 
 
 def _open(
@@ -299,13 +302,7 @@ def _open(
     return sample_rate, (pcm[:, i : i + piece] for i in range(0, pcm.shape[1], piece))
 
 
-def _column(form: Audio | Codes | Text) -> tuple[tuple[int, ...], str]:
-    if isinstance(form, Audio):
-        return (form.channels, form.frame_size), "float32"
-    if isinstance(form, Codes):
-        return (form.num_codebooks,), "int64"
-    return (), "int64"
-
-
 def _word(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

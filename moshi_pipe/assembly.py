@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import BackendError, ConfigError, closest
@@ -100,8 +101,14 @@ class Assembly:
 
         return SentencePieceTokenizer(self.checkpoint.tokenizer)
 
-    def open_models(self, schedule: Schedule) -> Models:
+    def open_models(
+        self, schedule: Schedule, loading: Callable[[str, int, int], None] | None = None
+    ) -> Models:
         """Load what the scheduled nodes need; on the thread that will step them.
+
+        Args:
+            schedule: Which nodes.
+            loading: Called with what is loaded, bytes done and bytes in all.
 
         Raises:
             BackendError: No plugin has this backend, or it cannot run here.
@@ -110,11 +117,20 @@ class Assembly:
         kinds = {self.graph.nodes[name] for name in schedule.order}
         hook = self.plugins.manager.hook
         models = Models()
+        tell = loading or _tell_nobody
         if kinds & {ENCODE_KIND, DECODE_KIND}:
-            models.codec = hook.open_codec(checkpoint=self.checkpoint, options=self.backend)
+            models.codec = hook.open_codec(
+                checkpoint=self.checkpoint,
+                options=self.backend,
+                progress=partial(tell, "the codec"),
+            )
             self._require(models.codec, "codec")
         if LM_KIND in kinds:
-            models.lm = hook.open_lm(checkpoint=self.checkpoint, options=self.backend)
+            models.lm = hook.open_lm(
+                checkpoint=self.checkpoint,
+                options=self.backend,
+                progress=partial(tell, "the language model"),
+            )
             self._require(models.lm, "language model")
         return models
 
@@ -295,6 +311,10 @@ def _lm(models: Models, codec: CodecSpec, guided: bool, max_candidates: int) -> 
         guided=guided,
         max_candidates=max_candidates,
     )
+
+
+def _tell_nobody(what: str, done: int, total: int) -> None:
+    """Where nobody waits for a model to load."""
 
 
 def _present(model: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.assembly import Assembly, Models, assemble, check_outputs
-from moshi_pipe.errors import ConfigError, InputError, MoshiPipeError, OutputError, closest
+from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError, closest
 from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Source
 from moshi_pipe.report import (
     NodeReport,
@@ -159,7 +159,7 @@ class _Run:
 
         def make_nodes() -> Any:
             torch.set_num_threads(config.engine.threads)
-            self.models = self.assembly.open_models(self.schedule)
+            self.models = self.assembly.open_models(self.schedule, self.ui.loading)
             return self.assembly.make_nodes(
                 self.schedule,
                 self.models,

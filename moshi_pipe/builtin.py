@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from moshi_pipe.hooks import BackendOptions, OwnedRegistry, hookimpl
 
 if TYPE_CHECKING:
+    from moshi_pipe.hooks import Progress
     from moshi_pipe.models.checkpoint import Checkpoint
     from moshi_pipe.models.protocols import Codec, SpeechLM
     from moshi_pipe.nn.backend import TorchOptions
@@ -44,22 +45,26 @@ class TorchBackend:
     """The PyTorch backend."""
 
     @hookimpl
-    def open_codec(self, checkpoint: Checkpoint, options: BackendOptions) -> Codec | None:
+    def open_codec(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress
+    ) -> Codec | None:
         """Open Mimi when ``options.backend`` is ``torch``."""
         if options.backend != "torch":
             return None
         from moshi_pipe.nn import backend
 
-        return backend.open_codec(checkpoint, _torch_options(options))
+        return backend.open_codec(checkpoint, _torch_options(options), progress=progress)
 
     @hookimpl
-    def open_lm(self, checkpoint: Checkpoint, options: BackendOptions) -> SpeechLM | None:
+    def open_lm(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress
+    ) -> SpeechLM | None:
         """Open Moshi when ``options.backend`` is ``torch``."""
         if options.backend != "torch":
             return None
         from moshi_pipe.nn import backend
 
-        return backend.open_lm(checkpoint, _torch_options(options))
+        return backend.open_lm(checkpoint, _torch_options(options), progress=progress)
 
 
 def _torch_options(options: BackendOptions) -> TorchOptions:

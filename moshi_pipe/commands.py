@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from moshi_pipe.errors import BackendError, ConfigError, closest
 from moshi_pipe.hooks import Command
+from moshi_pipe.overrides import split_words
 from moshi_pipe.units import format_bytes
 
 if TYPE_CHECKING:
@@ -107,6 +108,31 @@ def _make_checkpoint(words: Sequence[str]) -> int:
     return 0
 
 
+def _repeat(words: Sequence[str]) -> int:
+    """Run again what a ``config.yaml`` of an earlier run describes."""
+    overrides, others = split_words(words)
+    if len(others) != 1:
+        raise ConfigError(
+            "repeat needs one config.yaml, as a run writes it beside its results",
+            got=" ".join(words) or "nothing",
+            wanted=f"moshi-pipe repeat {BUILTIN['repeat'].usage}",
+        )
+    from moshi_pipe.build import run_config
+    from moshi_pipe.compose import load_written, resolve
+    from moshi_pipe.plugins import load_plugins
+    from moshi_pipe.progress import choose_ui
+
+    plugins = load_plugins()
+    written = Path(others[0])
+    written = written / "config.yaml" if written.is_dir() else written
+    config = resolve(load_written(written, overrides), plugins.nodes)
+    ui = choose_ui()
+    try:
+        return run_config(config, ui, plugins).exit_code
+    finally:
+        ui.close()
+
+
 def plan_text(plan: Plan) -> str:
     """A plan as a table, with its verdict last."""
     lines = [
@@ -166,6 +192,12 @@ BUILTIN: Final = {
         Command("plugins", "list plugins, what they offer, and why one was left out", _plugins),
         Command("plan", "memory that a run needs, and whether it fits", _plan, "[key=value ...]"),
         Command("graph", "draw the graph of a run", _graph, "[svg=FILE] [key=value ...]"),
+        Command(
+            "repeat",
+            "run again what an earlier run's config.yaml says, into a folder `repeat` beside it",
+            _repeat,
+            "FILE [key=value ...]",
+        ),
         Command(
             "make-checkpoint",
             "write a model of random weights in the released layout",

@@ -26,6 +26,7 @@ from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import ModelOptions
+from moshi_pipe.overrides import is_path_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -142,6 +143,43 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         conditions=values.conditions,
         composed=to_yaml(cfg),
     )
+
+
+def load_written(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read the ``config.yaml`` of an earlier run, to run it again.
+
+    Its results go into a folder ``repeat`` beside it, unless ``overrides`` names another.
+
+    Args:
+        path: The file.
+        overrides: ``key=value`` words; paths are literal.
+
+    Raises:
+        ConfigError: The file cannot be read, or is no configuration of a run.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, YAMLError) as error:
+        raise ConfigError(f"cannot read {path.absolute()}", got=str(error)) from error
+    wanted = {item.name for item in fields(RootSchema)}
+    if not isinstance(cfg, DictConfig) or not wanted <= {str(key) for key in cfg}:
+        raise ConfigError(
+            f"{path.absolute()} is no configuration of a run",
+            wanted="the config.yaml that a run writes into its output_dir",
+        )
+    cfg.output_dir = str(path.absolute().parent / "repeat")
+    try:
+        for word in overrides:
+            key, _, text = word.lstrip("+").partition("=")
+            value = text if is_path_key(key) else OmegaConf.from_dotlist([f"value={text}"]).value
+            OmegaConf.update(cfg, key, value)
+    except OmegaConfBaseException as error:
+        raise explain(error, overrides) from error
+    return cfg
 
 
 def to_yaml(cfg: DictConfig) -> str:

@@ -18,7 +18,10 @@ A message says what failed, what was got, what was wanted and what to do, in tha
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class MoshiPipeError(Exception):
@@ -37,7 +40,12 @@ class MoshiPipeError(Exception):
     exit_code = 1
 
     def __init__(
-        self, what: str, *, got: str | None = None, wanted: str | None = None, fix: str | None = None
+        self,
+        what: str,
+        *,
+        got: str | None = None,
+        wanted: str | None = None,
+        fix: str | None = None,
     ) -> None:
         self.what = what
         self.got = got

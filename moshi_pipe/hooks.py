@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from moshi_pipe.models.checkpoint import Checkpoint
     from moshi_pipe.models.protocols import Codec, SpeechLM
 
+    Progress = Callable[[int, int], None]
+
 PROJECT: Final = "moshi_pipe"
 """pluggy's project name and the entry-point group."""
 
@@ -243,7 +245,9 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def open_codec(self, checkpoint: Checkpoint, options: BackendOptions) -> Codec | None:
+    def open_codec(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress
+    ) -> Codec | None:
         """Open the codec of a checkpoint; stops at the first plugin that answers.
 
         Called once per engine, on the thread that will step it, before the first session. It may
@@ -252,6 +256,7 @@ class Hooks:
         Args:
             checkpoint: Its files, found; ``checkpoint.mimi`` is the codec's spec.
             options: Backend, device and types.
+            progress: To be called with bytes loaded and bytes in all; seldom is enough.
 
         Returns:
             A codec ready to step, or None when ``options.backend`` is not yours.
@@ -263,7 +268,9 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def open_lm(self, checkpoint: Checkpoint, options: BackendOptions) -> SpeechLM | None:
+    def open_lm(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress
+    ) -> SpeechLM | None:
         """Open the language model of a checkpoint; stops at the first plugin that answers.
 
         As :meth:`open_codec`, for ``checkpoint.config.lm``.
@@ -271,6 +278,7 @@ class Hooks:
         Args:
             checkpoint: Its files, found.
             options: Backend, device and types.
+            progress: As for the codec.
 
         Returns:
             A model ready to step, or None when ``options.backend`` is not yours.

@@ -60,7 +60,7 @@ class RunObserver(Observer):
             return
         for packet in packets:
             if packet.output == "text":
-                self._tell_words(info.id, words.push(int(packet.payload), frame), info.frame_s)  # type: ignore[arg-type]
+                self._tell_words(info.id, words.push(int(packet.payload), frame), info.frame_s)
 
     def on_close(self, result: SessionResult) -> None:
         """Show what became of the session and tell plugins."""

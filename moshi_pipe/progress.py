@@ -24,7 +24,7 @@ _LISTED: Final = 20  # sessions in the closing table
 
 
 class UI(Protocol):
-    """What a run tells a person. Calls are cheap and come from one thread."""
+    """What a run tells a person. Calls are cheap and come from one thread at a time."""
 
     def note(self, text: str) -> None:
         """Say one thing, such as what ``auto`` chose."""

@@ -13,7 +13,7 @@ from moshi_pipe.cli import main
 from moshi_pipe.errors import BackendError, CheckpointError, InputError, OutputError, SessionError
 
 if TYPE_CHECKING:
-    from tests.conftest import FakeBuild
+    from support.build import FakeBuild
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -420,3 +420,43 @@ def test_what_only_answers_imports_nothing_heavy(words: str, heavy: str) -> None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert done.stderr.rpartition("loaded:")[2] == ""
+
+
+def test_a_written_configuration_is_repeated_into_a_folder_beside_it(
+    build: FakeBuild, tmp_path: Path
+) -> None:
+    main(["source.path=[a] ${b}.wav", "seed=3", "sink=[file]", "sink.file.format=flac"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text(build.configs[0].composed, encoding="utf-8")
+
+    assert main(["repeat", "out", "engine.slots=4"]) == 0
+
+    first, second = build.configs
+    assert second.source.options == first.source.options
+    assert second.sinks[0].options == first.sinks[0].options
+    assert second.seed == 3
+    assert second.engine.slots == 4
+    assert second.output_dir == tmp_path / "out" / "repeat"
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["repeat"], "repeat needs one config.yaml"),
+        (["repeat", "no.yaml"], "cannot read "),
+        (["repeat", "other.yaml"], "is no configuration of a run"),
+    ],
+)
+def test_repeat_needs_what_a_run_wrote(
+    build: FakeBuild,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    words: list[str],
+    what: str,
+) -> None:
+    (tmp_path / "other.yaml").write_text("a: 1\n")
+
+    assert main(words) == 2
+
+    assert what in capsys.readouterr().err
+    assert build.configs == []

@@ -11,6 +11,8 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from moshi_pipe.engine.framing import Reframer
 from moshi_pipe.engine.ring import Ring
 from moshi_pipe.engine.session import Session
@@ -22,7 +24,6 @@ from moshi_pipe.units import NS_PER_SECOND
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     from moshi_pipe.engine.engine import Engine
@@ -261,7 +262,7 @@ class Edge:
         async with aclosing(chunks) as stream:  # type: ignore[type-var]
             if isinstance(wanted, Codes):
                 async for codes_KT in stream:
-                    for column_K in _columns(item, codes_KT, wanted):
+                    for column_K in _columns(item, np.asarray(codes_KT), wanted):
                         yield column_K
                 return
             if not isinstance(wanted, Audio):
@@ -319,11 +320,12 @@ class Edge:
     def _make_session(self, item: SessionInput, plan: SessionPlan) -> Session:
         wanted = {name for sink in plan.sinks for name in (*sink.takes, *sink.optional)}
         columns = {
-            name: _column(fmt)
+            name: (fmt.shape, fmt.dtype)
             for name, fmt in self._output_formats.items()
             if name in wanted or isinstance(fmt, Text)
         }
-        inbox = Ring({self._input_name: _column(self._input_format)}, capacity=_INBOX_FRAMES)
+        form = self._input_format
+        inbox = Ring({self._input_name: (form.shape, form.dtype)}, capacity=_INBOX_FRAMES)
         outbox = Ring(columns, capacity=_OUTBOX_FRAMES)
         return Session(item.id, plan.settings, inbox, outbox)
 
@@ -332,14 +334,6 @@ def _wake(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
     """Set an event of the loop from another thread; a loop that has closed needs no waking."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(event.set)
-
-
-def _column(fmt: Format) -> tuple[tuple[int, ...], str]:
-    if isinstance(fmt, Audio):
-        return (fmt.channels, fmt.frame_size), "float32"
-    if isinstance(fmt, Codes):
-        return (fmt.num_codebooks,), "int64"
-    return (), "int64"
 
 
 def _columns(

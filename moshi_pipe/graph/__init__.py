@@ -1,1 +1,1 @@
-"""The wiring: formats, ports, nodes, links and the static schedule. Nothing heavy is imported here."""
+"""The wiring: formats, ports, nodes, links, static schedule. Nothing heavy is imported here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -22,6 +22,12 @@ class Audio:
     sample_rate: int
     frame_size: int
     channels: int = 1
+    dtype: ClassVar[str] = "float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one frame's array."""
+        return (self.channels, self.frame_size)
 
     def __str__(self) -> str:
         return f"audio {self.sample_rate} Hz, {self.channels} ch, {self.frame_size} samples a frame"
@@ -40,6 +46,12 @@ class Codes:
     num_codebooks: int
     cardinality: int
     frame_rate: Fraction
+    dtype: ClassVar[str] = "int64"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one frame's array."""
+        return (self.num_codebooks,)
 
     def __str__(self) -> str:
         return (
@@ -59,6 +71,12 @@ class Text:
 
     cardinality: int
     frame_rate: Fraction
+    dtype: ClassVar[str] = "int64"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one frame's array: a single number."""
+        return ()
 
     def __str__(self) -> str:
         return f"text, {self.cardinality} tokens, {float(self.frame_rate):g} Hz"

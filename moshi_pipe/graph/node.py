@@ -247,7 +247,8 @@ class SessionSettings:
         guidance: Classifier-free guidance weight; 1 is off.
         repetition_penalty: On recent text tokens; 1 is off.
         first_frame: ``duplicate`` steps the first frame twice and drops the first result,
-            ``reset`` encodes it, resets the codec and loses the first output, ``none`` does neither.
+            ``reset`` encodes it, resets the codec and loses the first output, ``none`` does
+            neither.
         conditions: Value per condition of the model.
         end_on_text: After the input ended, feed one column of end codes and then silence until
             this text token is made; None ends with the input.

@@ -1,1 +1,1 @@
-"""What a codec and a language model are: specs, protocols, checkpoints, tokenizer. No torch at import."""
+"""What codecs and language models are: specs, protocols, checkpoints. No torch at import."""

@@ -1,6 +1,7 @@
 """The seam between the engine and a backend: what a codec and a language model offer.
 
-Shape letters: B slot, C audio channel, N PCM sample, K codebook, S stream, R noise draw, V vocabulary.
+Shape letters: B slot, C audio channel, N PCM sample, K codebook, S stream, R noise draw,
+V vocabulary.
 
 Tensors are exchanged on the engine's device and are valid until the next call of the same object.
 State is opaque to the engine: it is made by ``new_*_state`` and handed back at every step.

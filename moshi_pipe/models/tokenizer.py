@@ -80,8 +80,8 @@ class SentencePieceTokenizer:
 def train_tiny_tokenizer(path: str | Path, vocab_size: int, seed: int = 0) -> None:
     """Write a SentencePiece model with exactly ``vocab_size`` pieces.
 
-    Ids 0 to 3 are ``<unk>``, ``<s>``, ``</s>`` and ``<pad>``, bytes follow, then pieces learnt from a
-    page of English, then unused ones. The same arguments give the same bytes.
+    Ids 0 to 3 are ``<unk>``, ``<s>``, ``</s>`` and ``<pad>``, bytes follow, then pieces learnt
+    from a page of English, then unused ones. The same arguments give the same bytes.
 
     Args:
         path: File to write, atomically.

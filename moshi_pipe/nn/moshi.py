@@ -24,7 +24,7 @@ from moshi_pipe.errors import ConfigError
 from moshi_pipe.models.protocols import Capabilities, Controls, Step
 from moshi_pipe.models.spec import UNGENERATED
 from moshi_pipe.nn.embedding import Conditions, make_embedding
-from moshi_pipe.nn.linear import project
+from moshi_pipe.nn.linear import project, weight_of
 from moshi_pipe.nn.norm import make_norm
 from moshi_pipe.nn.sampling import penalize_recent, sample
 from moshi_pipe.nn.transformer import Transformer, TransformerState
@@ -270,7 +270,7 @@ class Moshi(nn.Module):
             linear = self.depformer_in[weight_set if self.lm.multi_linear else 0]
             table = self.depformer_text_emb if k == 0 else self.depformer_emb[k - 1]
             ids_R1 = previous_B.repeat_interleave(per_slot)[:, None]
-            x = self._project(hidden_R1D, linear.weight) + table(ids_R1)
+            x = self._project(hidden_R1D, weight_of(linear)) + table(ids_R1)
             x = depformer.step(x, depth, running_R, weight_set=weight_set, project=self._project)
             x = self.depformer_norms[k](x)
             logits_BV = _guide(
@@ -293,14 +293,14 @@ class Moshi(nn.Module):
         for k, table in enumerate(self.emb):
             y = table(column_RS[:, 1 + k : 2 + k])
             x = y if x is None else x + y
-        text = self.text_emb(column_RS[:, :1])
+        text: Tensor = self.text_emb(column_RS[:, :1])
         return text if x is None else x + text
 
     def _head(self, head: nn.Module, x_R1D: Tensor) -> Tensor:
         """Apply an output head to the single position, ``[R, V]``."""
         if not isinstance(head, nn.Linear):
             raise TypeError(f"a head is a {type(head).__name__}")
-        y = self._project(x_R1D, head.weight) if head.bias is None else head(x_R1D)
+        y: Tensor = self._project(x_R1D, head.weight) if head.bias is None else head(x_R1D)
         return y[:, 0]
 
     def _sample_text(
@@ -338,7 +338,7 @@ def _guide(logits_RV: Tensor, guidance_B: Tensor | None, rows_per_slot: int) -> 
     """
     if rows_per_slot == 1:
         return logits_RV
-    wanted_BV, unwanted_BV = logits_RV.unflatten(0, (-1, rows_per_slot)).unbind(1)
+    wanted_BV, unwanted_BV = logits_RV.view(-1, rows_per_slot, logits_RV.shape[-1]).unbind(1)
     if guidance_B is None:
         return wanted_BV
     weight_B1 = guidance_B[: wanted_BV.shape[0], None]

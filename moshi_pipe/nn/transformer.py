@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from moshi_pipe.models.spec import TransformerSpec, gated_hidden
 from moshi_pipe.nn.attention import KVRing, Positions, attend, plan_positions, rotate
+from moshi_pipe.nn.linear import weight_of
 from moshi_pipe.nn.norm import LayerScale, make_norm
 
 if TYPE_CHECKING:
@@ -70,14 +71,14 @@ class Attention(nn.Module):
         """Attend over the ring and the new positions."""
         spec = self.spec
         batch, num_new, _ = x_BTD.shape
-        projected = project(x_BTD, self.in_projs[weight_set].weight)
+        projected = project(x_BTD, weight_of(self.in_projs[weight_set]))
         heads = projected.view(batch, num_new, -1, spec.head_dim).transpose(1, 2)
         q, k, v = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
         interleaved = spec.positional_embedding == "rope"
         q = rotate(q, positions, interleaved=interleaved)
         k = rotate(k, positions, interleaved=interleaved)
         out = attend(q, k, v, ring, positions)
-        return project(out, self.out_projs[weight_set].weight)
+        return project(out, weight_of(self.out_projs[weight_set]))
 
 
 class Gating(nn.Module):
@@ -122,7 +123,8 @@ class Block(nn.Module):
         update = self.self_attn.step(self.norm1(x_BTD), ring, positions, weight_set, project)
         x_BTD = x_BTD + self.layer_scale_1(update)
         update = self._feed_forward(self.norm2(x_BTD), weight_set, project)
-        return x_BTD + self.layer_scale_2(update)
+        y_BTD: Tensor = x_BTD + self.layer_scale_2(update)
+        return y_BTD
 
     def _feed_forward(self, x_BTD: Tensor, weight_set: int, project: Project) -> Tensor:
         if self.gating is None:

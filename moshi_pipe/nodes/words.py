@@ -28,6 +28,14 @@ class Word:
     tokens: tuple[int, ...]
 
 
+def piece_bytes(tokenizer: TextTokenizer, token: int) -> bytes:
+    """UTF-8 of a token's piece, with blanks for ``▁``; one byte for a piece such as ``<0xC3>``."""
+    piece = tokenizer.piece(token)
+    if tokenizer.is_byte(token):
+        return bytes([int(piece[1:-1], 16)])
+    return piece.replace(_WORD_MARK, " ").encode()
+
+
 class WordBuilder:
     """Joins tokens to words: ``▁`` begins one, further pieces and bytes continue it.
 
@@ -53,12 +61,8 @@ class WordBuilder:
             return []
         if tokenizer.is_control(token):
             return []
-        if tokenizer.is_byte(token):
-            data, starts = bytes([int(tokenizer.piece(token)[1:-1], 16)]), False
-        else:
-            piece = tokenizer.piece(token)
-            starts = piece.startswith(_WORD_MARK)
-            data = piece.replace(_WORD_MARK, " ").encode()
+        data = piece_bytes(tokenizer, token)
+        starts = data.startswith(b" ")
         done = self._take() if starts or self._break else []
         if not self._tokens:
             self._first = frame

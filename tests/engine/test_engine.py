@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -34,6 +33,9 @@ from moshi_pipe.errors import BackendError, InputError, OutputError, SessionErro
 from moshi_pipe.graph.node import BatchedNode, SessionInput, SessionSettings, Sink
 from moshi_pipe.graph.schedule import Schedule
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
 ECHO = Schedule("heard", ("node",), {"node": {"audio": "heard"}}, {"audio": "node.audio"})
 TALK = Schedule("heard", ("node",), {"node": {"audio": "heard"}}, {"text": "node.text"})
 
@@ -53,7 +55,7 @@ def run(
     *,
     make_sink: Callable[[str], Sink] | None = None,
     options: SessionSettings | None = None,
-    formats: dict[str, Any] | None = None,
+    formats: Mapping[str, Any] | None = None,
 ) -> tuple[list[SessionResult], dict[str, Any]]:
     sinks: dict[str, Any] = {}
 
@@ -125,7 +127,8 @@ def test_slots_and_ticks_repeat_exactly() -> None:
 def test_a_session_that_is_not_finite_ends_alone() -> None:
     poisoned = recording(1, 6)
     poisoned[3 * FRAME] = 77.0
-    items = [ArrayInput(n, x) for n, x in zip("abc", [recording(0, 6), poisoned, recording(2, 6)])]
+    recordings = [recording(0, 6), poisoned, recording(2, 6)]
+    items = [ArrayInput(n, x) for n, x in zip("abc", recordings, strict=True)]
 
     results, sinks = run(make_engine(Accumulate(break_on=77.0)), items)
 

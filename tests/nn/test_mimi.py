@@ -25,6 +25,7 @@ def make_mimi() -> Mimi:
 
 MIMI = make_mimi()
 FRAME = MIMI.spec.frame_size
+WINDOW_FRAMES = (MIMI.mimi.transformer.context or 0) // MIMI.mimi.stride
 
 
 def speech(num_slots: int, num_frames: int, seed: int = 0) -> torch.Tensor:
@@ -33,7 +34,7 @@ def speech(num_slots: int, num_frames: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_streaming_equals_offline_until_the_attention_window_is_full() -> None:
-    num_frames = MIMI.mimi.transformer.context // MIMI.mimi.stride
+    num_frames = WINDOW_FRAMES
     pcm_BCN = speech(1, num_frames)
 
     offline = MIMI.latent(pcm_BCN, ONE, MIMI.new_encoder_state(1, num_frames))
@@ -44,7 +45,7 @@ def test_streaming_equals_offline_until_the_attention_window_is_full() -> None:
 
 
 def test_decoding_in_a_stream_equals_offline_until_the_window_is_full() -> None:
-    num_frames = MIMI.mimi.transformer.context // MIMI.mimi.stride
+    num_frames = WINDOW_FRAMES
     codes_BKT = torch.randint(0, 24, (1, 6, num_frames), generator=torch.manual_seed(0))
 
     offline = MIMI.decode(codes_BKT, ONE, MIMI.new_decoder_state(1, num_frames))

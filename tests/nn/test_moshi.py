@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,9 @@ from moshi_pipe.models.protocols import Controls
 from moshi_pipe.models.spec import LMSpec
 from moshi_pipe.nn.moshi import Moshi
 from moshi_pipe.nn.sampling import penalize_recent, sample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NUM_SLOTS = 4
 NUM_DRAWS = 10
@@ -51,7 +56,7 @@ def test_a_session_is_bit_equal_in_any_slot_and_company(
 
 
 def run_schedule(
-    model: Moshi, schedule: list[tuple[str, ...]], seeds: object
+    model: Moshi, schedule: Sequence[tuple[str, ...]], seeds: object
 ) -> list[list[object]]:
     """Sampled generation; stream and noise of a slot follow from its seed. Logits are compared."""
     seed_of = list(seeds)  # type: ignore[call-overload]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from support.golden import TINY_MIMI
 from support.reference import full_mimi_pair, mimi_pair
 
-from moshi_pipe.nn.mimi import Mimi
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moshi_pipe.nn.mimi import Mimi
 
 ONE = torch.ones(1, dtype=torch.bool)
 

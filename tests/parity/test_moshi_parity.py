@@ -125,7 +125,7 @@ def test_masks_and_resets_keep_every_slot_bit_identical(dtype: torch.dtype) -> N
 def test_guidance_is_bit_identical(
     dtype: torch.dtype, guidance: float, unwanted: str | None
 ) -> None:
-    from moshi.conditioners import ConditionAttributes
+    from moshi.conditioners.base import ConditionAttributes
 
     reference, model = moshi_pair(CONDITIONED_LM, dtype)
     values = ["very_good", unwanted]

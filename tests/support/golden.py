@@ -128,14 +128,14 @@ def golden_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     size = math.prod(shape)
     index = np.arange(size, dtype=np.uint32)
     with np.errstate(over="ignore"):
-        h = np.uint32(zlib.crc32(name.encode())) * np.uint32(2654435761)
+        h: Any = np.uint32(zlib.crc32(name.encode())) * np.uint32(2654435761)
         h = h + index * np.uint32(2246822519) + np.uint32(374761393)
         h ^= h >> np.uint32(15)
         h *= np.uint32(2246822519)
         h ^= h >> np.uint32(13)
         h *= np.uint32(3266489917)
         h ^= h >> np.uint32(16)
-    unit = 2 * h.astype(np.float64) / 2**32 - 1
+    unit: Any = 2 * h.astype(np.float64) / 2**32 - 1
     return torch.from_numpy(_scaled(name, unit, shape).reshape(shape).astype(np.float32))
 
 

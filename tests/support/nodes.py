@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +20,12 @@ from moshi_pipe.graph.node import (
     Tick,
     Value,
 )
-from moshi_pipe.graph.packet import Packet
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from pathlib import Path
+
+    from moshi_pipe.graph.packet import Packet
 
 FRAME = 8
 RATE = 100
@@ -162,9 +165,6 @@ class Speaker(BatchedNode):
                 token[slot] = 2 if self.since_end[slot] == self.end_after else 0
                 self.since_end[slot] += 1
         return {"text": Value(token, tick.active.copy())}
-
-
-
 
 
 def session_info(name: str, folder: Path, formats: Mapping[str, Any] | None = None) -> SessionInfo:

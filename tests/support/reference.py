@@ -66,4 +66,5 @@ def _live(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.
         return torch.full_like(tensor, 0.05)
     if name.endswith(".bias"):
         return noise * 0.02
-    return noise * 1.4 / (tensor.numel() / tensor.shape[0]) ** 0.5
+    scaled: torch.Tensor = noise * 1.4 / (tensor.numel() / tensor.shape[0]) ** 0.5
+    return scaled
