@@ -124,6 +124,8 @@ class _Run:
             output_formats={name: graph.output_formats[name] for name in self.schedule.outputs},
             plan=self._plan,
             observer=observer,
+            inbox_frames=self.config.engine.inbox_frames,
+            outbox_frames=self.config.engine.outbox_frames,
         )
         stopped = _Interrupt(edge, self.ui)
         failure: MoshiPipeError | None = None

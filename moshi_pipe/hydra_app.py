@@ -11,7 +11,7 @@ from moshi_pipe.compose import resolve, store_schemas
 from moshi_pipe.config_errors import explain
 from moshi_pipe.config_files import conf_dir
 from moshi_pipe.errors import MoshiPipeError, SessionError
-from moshi_pipe.overrides import MULTIRUN_FLAGS, prepare
+from moshi_pipe.overrides import MULTIRUN_FLAGS, prepare, split_words
 from moshi_pipe.plugins import load_plugins
 from moshi_pipe.progress import choose_ui
 
@@ -41,7 +41,8 @@ def run_app(words: Sequence[str]) -> int:
 
     plugins = load_plugins()
     store_schemas(plugins.nodes)
-    prepared = prepare(words)
+    overrides, flags = split_words(words)
+    prepared = prepare([*overrides, *flags])  # Hydra reads no override after a flag
     multirun = any(word in MULTIRUN_FLAGS for word in words)
     jobs = _Jobs(plugins, multirun)
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(jobs)

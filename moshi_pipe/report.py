@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import moshi_pipe
 from moshi_pipe.errors import OutputError, SessionError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 _PACKAGES: Final = (
-    "moshi-pipe",
     "torch",
     "numpy",
     "hydra-core",
@@ -165,7 +165,11 @@ class RunReport:
 
 def versions() -> dict[str, str]:
     """Versions of what a run depends on, without importing it."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {
+        "moshi-pipe": moshi_pipe.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     for name in _PACKAGES:
         try:
             found[name] = version(name)

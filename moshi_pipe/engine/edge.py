@@ -9,7 +9,7 @@ import asyncio
 import time
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from moshi_pipe.engine.engine import Engine
     from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Sink, Source
-
-_INBOX_FRAMES: Final = 32
-_OUTBOX_FRAMES: Final = 32
 
 
 @dataclass(slots=True)
@@ -104,6 +101,8 @@ class Edge:
         output_formats: Format per graph output.
         plan: Decides about each session input; None skips it.
         observer: Told how it goes.
+        inbox_frames: Frames of a session that wait for the engine.
+        outbox_frames: Frames of a session that wait for its sinks.
     """
 
     def __init__(
@@ -115,6 +114,8 @@ class Edge:
         output_formats: Mapping[str, Format],
         plan: Callable[[SessionInput], SessionPlan | None],
         observer: Observer | None = None,
+        inbox_frames: int = 25,
+        outbox_frames: int = 25,
     ) -> None:
         self._engine = engine
         self._input_name = input_name
@@ -122,6 +123,8 @@ class Edge:
         self._output_formats = dict(output_formats)
         self._plan = plan
         self._observer = observer or Observer()
+        self._inbox_frames = inbox_frames
+        self._outbox_frames = outbox_frames
         self._open: dict[str, Session] = {}
         self._stopping = False
 
@@ -325,8 +328,8 @@ class Edge:
             if name in wanted or isinstance(fmt, Text)
         }
         form = self._input_format
-        inbox = Ring({self._input_name: (form.shape, form.dtype)}, capacity=_INBOX_FRAMES)
-        outbox = Ring(columns, capacity=_OUTBOX_FRAMES)
+        inbox = Ring({self._input_name: (form.shape, form.dtype)}, capacity=self._inbox_frames)
+        outbox = Ring(columns, capacity=self._outbox_frames)
         return Session(item.id, plan.settings, inbox, outbox)
 
 

@@ -1,0 +1,334 @@
+"""Whole runs of the command on the model in the package, in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.numpy import load_file
+from support.audio import babble, write_babble
+
+import moshi_pipe
+from moshi_pipe.cli import main
+from moshi_pipe.errors import ConfigError, InputError
+from moshi_pipe.models.make_checkpoint import make_checkpoint
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "question.wav"
+FRAME = 1920
+SAMPLING = ["seed=5", "numerics=reference"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> int:
+    return main([*SAMPLING, *words])
+
+
+def samples(path: Path | str) -> np.ndarray:
+    pcm, rate = soundfile.read(path, dtype="float32")
+    assert rate == 24_000
+    return np.asarray(pcm)
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_a_recording_becomes_an_answer_a_transcript_and_a_report() -> None:
+    assert run(f"source.path={EXAMPLE}") == 0
+
+    answer = samples("moshi-out/question.wav")
+    assert np.abs(answer[4 * FRAME :]).max() > 0.001
+    lines = Path("moshi-out/question.jsonl").read_text(encoding="utf-8").splitlines()
+    words = [json.loads(line) for line in lines]
+    assert words
+    assert all(word["start_s"] < word["end_s"] for word in words)
+    assert Path("moshi-out/question.txt").read_text(encoding="utf-8").strip()
+    session = read_json("moshi-out/question.json")
+    assert session["status"] == "done"
+    assert session["latency_ms"] == 160.0
+    report = read_json("moshi-out/run.json")
+    assert report["frames"] == 60
+    assert report["seed"] == 5
+    assert {"moshi-pipe", "torch", "python"} <= set(report["versions"])
+    assert {node["name"] for node in report["nodes"]} == {"encode", "lm", "decode"}
+    assert "path: " in Path("moshi-out/config.yaml").read_text(encoding="utf-8")
+
+
+def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 1.2)
+    for folder, seed in (("one", 5), ("two", 5), ("three", 6)):
+        assert main([f"seed={seed}", "source.path=a.wav", f"output_dir={folder}"]) == 0
+
+    assert Path("one/a.wav").read_bytes() == Path("two/a.wav").read_bytes()
+    assert Path("one/a.txt").read_bytes() == Path("two/a.txt").read_bytes()
+    assert Path("one/a.wav").read_bytes() != Path("three/a.wav").read_bytes()
+
+
+def test_a_drawn_seed_is_written_down_and_repeats_the_run(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.8)
+    assert main(["source.path=a.wav"]) == 0
+
+    assert main(["repeat", "moshi-out"]) == 0
+
+    first, again = Path("moshi-out/a.wav"), Path("moshi-out/repeat/a.wav")
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_the_order_of_files_changes_nothing(tmp_path: Path) -> None:
+    names = [write_babble(tmp_path / f"{i}.wav", 0.5 + 0.3 * i, i).name for i in range(6)]
+    for folder, order in (("there", names), ("back", names[::-1])):
+        lines = "".join(json.dumps({"path": name}) + "\n" for name in order)
+        Path(f"{folder}.jsonl").write_text(lines, encoding="utf-8")
+        words = [f"source.path={folder}.jsonl", f"output_dir={folder}", "engine.slots=4"]
+        assert run(*words) == 0
+
+    for name in names:
+        assert Path("there", name).read_bytes() == Path("back", name).read_bytes()
+
+
+def test_a_file_alone_and_among_others_gives_the_same_result(tmp_path: Path) -> None:
+    for i in range(5):
+        write_babble(tmp_path / "in" / f"{i}.wav", 0.5 + 0.3 * i, i)
+    assert run("source.path=in", "output_dir=all", "engine.slots=4") == 0
+
+    assert run("source.path=in/3.wav", "output_dir=alone", "engine.slots=4") == 0
+
+    assert Path("all/3.wav").read_bytes() == Path("alone/3.wav").read_bytes()
+    assert Path("all/3.jsonl").read_bytes() == Path("alone/3.jsonl").read_bytes()
+
+
+def test_what_is_done_is_skipped_and_what_changed_is_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        write_babble(tmp_path / "in" / f"{i}.wav", 0.4, i)
+    statuses = []
+    for change in (
+        lambda: None,
+        lambda: None,
+        lambda: Path("moshi-out/1.wav").unlink(),
+        lambda: write_babble(tmp_path / "in" / "0.wav", 0.6, 7),
+    ):
+        change()
+        assert run("source.path=in") == 0
+        sessions = read_json("moshi-out/run.json")["sessions"]
+        statuses.append([session["status"] for session in sessions])
+    assert run("source.path=in", "sampling=greedy") == 0
+    greedy = read_json("moshi-out/run.json")["sessions"]
+    assert run("source.path=in", "sampling=greedy", "resume=false") == 0
+    forced = read_json("moshi-out/run.json")["sessions"]
+
+    assert statuses == [
+        ["done", "done"],
+        ["skipped", "skipped"],
+        ["skipped", "done"],
+        ["done", "skipped"],
+    ]
+    assert [session["status"] for session in greedy] == ["done", "done"]
+    assert [session["status"] for session in forced] == ["done", "done"]
+
+
+def test_codes_lead_back_to_the_sound_of_the_codec_graph(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 1.0)
+    assert run("graph=codec", "sink=[file]", "source.path=a.wav", "output_dir=codec") == 0
+    assert run("graph=encode", "sink=[codes]", "source.path=a.wav", "output_dir=codes") == 0
+
+    words = ["graph=decode", "source=codes", "source.path=codes/a.safetensors", "sink=[file]"]
+    assert run(*words, "output_dir=sound") == 0
+
+    codec, sound = samples("codec/a.wav"), samples("sound/a.wav")
+    assert np.array_equal(codec, sound[: len(codec)])
+
+
+def test_the_python_interface_gives_what_the_command_writes(tmp_path: Path) -> None:
+    path = write_babble(tmp_path / "a.wav", 1.2)
+    words = ["numerics=reference", "sampling=greedy", "source.path=a.wav", "sink=[codes]"]
+    assert main(words) == 0
+    written = load_file("moshi-out/a.safetensors")
+
+    model = moshi_pipe.load("embedded", overrides={"numerics": "reference"})
+    with model.session(temperature=0.0, text_temperature=0.0) as session:
+        frames = list(session.run(path))
+    with model.session(temperature=0.0, text_temperature=0.0) as session:
+        again = list(session.run(babble(1.2), 24_000))
+
+    assert [frame.index for frame in frames] == list(range(15))
+    assert written["codes"].shape[1] == 15
+    for frame, column_K, valid in zip(frames, written["codes"].T, written["valid"], strict=True):
+        assert (frame.codes is not None) == bool(valid)
+        if frame.codes is not None:
+            assert np.array_equal(frame.codes, column_K)
+    assert "".join(frame.text for frame in frames)
+    assert [frame.token for frame in again] == [frame.token for frame in frames]
+
+
+def test_feeding_frames_by_hand_is_checked() -> None:
+    model = moshi_pipe.load("embedded")
+    with model.session(seed=1) as session:
+        given = session.feed(np.zeros(model.frame_size, np.float32))
+        assert given.index == 0
+        with pytest.raises(InputError, match=r"got: +an array \[7\]"):
+            session.feed(np.zeros(7, np.float32))
+        with pytest.raises(InputError, match="NaN or infinity"):
+            session.feed(np.full(model.frame_size, np.nan, np.float32))
+    with pytest.raises(ConfigError, match="no setting 'temprature'"):
+        model.session(temprature=0.5)
+
+
+def test_one_bad_file_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        write_babble(tmp_path / "in" / f"{i}.wav", 0.4, i)
+    Path("in/1.wav").write_text("this is no sound")
+
+    assert run("source.path=in", "engine.slots=4") == InputError.exit_code
+
+    sessions = read_json("moshi-out/run.json")["sessions"]
+    assert [session["status"] for session in sessions] == ["done", "failed", "done"]
+    assert "1.wav" in sessions[1]["error"]
+    assert not Path("moshi-out/1.wav").exists()
+    assert "1.wav" in "".join(capsys.readouterr())
+
+
+def test_a_single_bad_file_says_so_with_the_code_of_inputs() -> None:
+    Path("a.wav").write_text("this is no sound")
+
+    assert run("source.path=a.wav") == 3
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(f"source.path={EXAMPLE}", "device=cuda:7") == 6
+
+    assert "cuda:7" in capsys.readouterr().err
+    assert not Path("moshi-out/question.wav").exists()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    make_checkpoint(folder, preset="tiny", seed=3, dtype="float32")
+    return folder
+
+
+def damage(source: Path, folder: Path, name: str, value: Any) -> None:
+    """Copy a checkpoint with one tensor of its language model replaced."""
+    from safetensors.torch import load_file as load
+    from safetensors.torch import save_file
+
+    shutil.copytree(source, folder)
+    path = folder / "model.safetensors"
+    tensors = load(path)
+    tensors[name] = value(tensors[name])
+    save_file(tensors, path)
+
+
+def test_weights_that_are_not_numbers_are_named_and_nothing_is_played(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_babble(tmp_path / "a.wav", 0.5)
+    damage(tiny, tmp_path / "nan", "out_norm.alpha", lambda x: x * float("nan"))
+
+    code = run("model=local", "model.path=nan", "source.path=a.wav")
+
+    shown = capsys.readouterr().err
+    assert code in (5, 7)
+    assert "finite" in shown or "NaN" in shown
+
+
+def test_weights_of_another_shape_are_listed(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(tiny, tmp_path / "cut", "out_norm.alpha", lambda x: x[..., :5].contiguous())
+
+    assert run("model=local", "model.path=cut", f"source.path={EXAMPLE}") == 5
+
+    assert "out_norm.alpha" in capsys.readouterr().err
+
+
+BAD_GRAPHS = {
+    "unknown": ("nodes: {encode: {kind: codec.encoed}}", "codec.encode"),
+    "cycle": (
+        "nodes: {one: {kind: codec.encode}, two: {kind: codec.decode}}\n"
+        "inputs: [user_audio]\n"
+        "links: [two.audio -> one.audio, one.codes -> two.codes]\n"
+        "outputs: {audio: two.audio}",
+        "cycle",
+    ),
+    "mismatch": (
+        "nodes: {encode: {kind: codec.encode}, lm: {kind: lm}, decode: {kind: codec.decode}}\n"
+        "inputs: [user_audio]\n"
+        "links:\n- user_audio -> encode.audio\n- encode.codes -> lm.user_codes\n"
+        "- lm.text -> decode.codes\n"
+        "outputs: {audio: decode.audio, text: lm.text}",
+        "lm.text",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_GRAPHS)
+def test_a_wrong_graph_is_refused_before_any_weight_is_loaded(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    text, told = BAD_GRAPHS[name]
+    (tmp_path / "conf" / "graph").mkdir(parents=True)
+    (tmp_path / "conf" / "graph" / "mine.yaml").write_text(f"name: mine\n{text}\n")
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
+
+    words = ["--config-dir", "conf", "graph=mine", "model=local", "model.path=model"]
+    assert run(*words, f"source.path={EXAMPLE}") == 2
+
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["stt", "hibiki"])
+def test_models_of_other_kinds_run(tmp_path: Path, kind: str) -> None:
+    make_checkpoint(tmp_path / kind, preset="tiny", kind=kind, seed=3, dtype="float32")
+    write_babble(tmp_path / "a.wav", 1.0)
+    graph = ["graph=transcribe", "sink=[transcript]"] if kind == "stt" else []
+
+    assert (
+        run("model=local", f"model.path={kind}", "source.path=a.wav", "max_tail_s=2", *graph) == 0
+    )
+
+    session = read_json("moshi-out/a.json")
+    if kind == "stt":
+        assert session["audio_s"] > 1.0 + 1.0
+        assert Path("moshi-out/a.jsonl").exists()
+    else:
+        assert 1.0 < session["audio_s"] <= 1.04 + 2.08
+        assert session["settings"]["conditions"]["description"] == "very_good"
+        assert session["settings"]["end_on_text"] is not None
+
+
+def test_stereo_has_the_model_on_the_left_and_the_user_on_the_right(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.8)
+
+    assert run("source.path=a.wav", "sink=[file]", "sink.file.stereo=true", "tail_s=0.4") == 0
+
+    both = samples("moshi-out/a.wav")
+    assert both.shape == (15 * FRAME, 2)
+    np.testing.assert_allclose(both[: 10 * FRAME, 1], babble(0.8), atol=1e-4)
+    assert not both[10 * FRAME :, 1].any()
+
+
+def test_a_multirun_repeats_with_each_value(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+
+    assert main(["-m", "source.path=a.wav", "seed=1,2"]) == 0
+
+    reports = [read_json(f"moshi-out/{i}/run.json") for i in range(2)]
+    assert [report["seed"] for report in reports] == [1, 2]
+    assert all(Path(f"moshi-out/{i}/a.wav").exists() for i in range(2))
