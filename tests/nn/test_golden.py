@@ -6,7 +6,7 @@ Recorded with kyutai-labs/moshi 0.2.13 and torch 2.13 on a CPU from the weights 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -26,6 +26,9 @@ from moshi_pipe.models.protocols import Controls
 from moshi_pipe.models.spec import LMSpec, MimiSpec
 from moshi_pipe.nn.mimi import Mimi
 from moshi_pipe.nn.moshi import Moshi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ONE = torch.ones(1, dtype=torch.bool)
 
@@ -61,6 +64,10 @@ GUIDED_FRAMES = """
 None | 43 8 16 6 13 | 46 3 31 2 16 | 18 23 22 30 13 | 46 9 4 25 26 | 43 21 27 9 9
 | 12 22 22 9 18 | 46 3 15 4 0 | 46 9 16 3 4 | 46 9 31 12 16 | 43 23 4 28 18 | 43 6 16 30 11
 | 46 21 31 9 5 | 43 16 16 11 25 | 46 21 12 25 4 | 18 21 9 6 9
+"""
+SAMPLED_FRAMES = """
+None | 43 16 19 9 26 | 43 23 4 2 16 | 20 27 18 2 4 | 14 9 2 5 22 | 43 0 31 11 29
+| 0 3 9 22 12 | 12 10 28 14 1 | 42 3 6 22 16 | 20 9 29 13 2 | 2 1 20 24 31 | 17 29 19 8 15
 """
 
 
@@ -172,6 +179,29 @@ def test_speech_to_text_writes_the_recorded_tokens_and_turn_heads() -> None:
     )
 
 
+@pytest.mark.skipif(
+    not torch.__version__.startswith("2.13."), reason="draws are those of torch 2.13"
+)
+def test_sampling_with_the_recorded_draws_gives_the_recorded_tokens() -> None:
+    draws = torch.Generator().manual_seed(1234)
+
+    def sampling() -> Controls:
+        noise = torch.ones(1, 5, 10)
+        for row, top_k in enumerate([5, 10, 10, 10, 10]):
+            noise[0, row, :top_k].exponential_(1, generator=draws)
+        return Controls(
+            torch.tensor([0.8]),
+            torch.tensor([0.7]),
+            torch.tensor([10]),
+            torch.tensor([5]),
+            noise_BKR=noise,
+        )
+
+    frames, _, _ = _generate(BASE_LM, 12, sampling=sampling)
+
+    assert frames == _frames(SAMPLED_FRAMES)
+
+
 def _stream_codes(mimi: Mimi) -> torch.Tensor:
     state = mimi.new_encoder_state(1)
     frames = golden_audio().split(mimi.spec.frame_size, dim=-1)
@@ -186,8 +216,9 @@ def _generate(
     numerics: str = "reference",
     conditions: dict[str, str] | None = None,
     guidance: float | None = None,
+    sampling: Callable[[], Controls] | None = None,
 ) -> tuple[list[list[int] | None], list[list[float]], dict[str, Any]]:
-    """Greedy generation by hand: delay line, model, delay line."""
+    """Generation by hand, greedy unless ``sampling`` says how: delay line, model, delay line."""
     spec = LMSpec.from_config(config)
     model = Moshi(spec, numerics=numerics)
     fill_golden(model)
@@ -205,7 +236,7 @@ def _generate(
     extra: dict[str, Any] = {}
     for i in range(num_steps):
         column_BS = line.push_user(golden_user_codes(i, spec.num_user), ONE, delays)
-        step = model.step(column_BS, ONE, controls, state)
+        step = model.step(column_BS, ONE, sampling() if sampling else controls, state)
         text_B, codes_BK = line.push_generated(step.text_B, step.codes_BK, ONE, delays)
         complete = i >= spec.max_delay
         frames.append([*text_B.tolist(), *codes_BK[0].tolist()] if complete else None)
