@@ -25,6 +25,7 @@ from moshi_pipe.report import (
     write_atomically,
     write_report,
 )
+from moshi_pipe.units import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -282,8 +283,8 @@ class _Run:
     def _chosen(self, engine: Engine) -> str:
         caps = self.models.caps
         return (
-            f"{self.config.model.name} on {caps.device}, {caps.dtype}, {engine.num_slots} "
-            f"slot{'s' * (engine.num_slots != 1)}, seed {self.seed}, "
+            f"{self.config.model.name} on {caps.device}, {caps.dtype}, "
+            f"{format_count(engine.num_slots, 'slot')}, seed {self.seed}, "
             f"ready in {self.load_s:.1f} s"
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from moshi_pipe.errors import BackendError, ConfigError, closest
 from moshi_pipe.hooks import Command
 from moshi_pipe.overrides import split_words
-from moshi_pipe.units import format_bytes
+from moshi_pipe.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +136,7 @@ def _repeat(words: Sequence[str]) -> int:
 def plan_text(plan: Plan) -> str:
     """A plan as a table, with its verdict last."""
     lines = [
-        f"{plan.model} on {plan.device}, {plan.dtype}, {plan.slots} slots, "
+        f"{plan.model} on {plan.device}, {plan.dtype}, {format_count(plan.slots, 'slot')}, "
         f"{plan.num_parameters / 1e6:,.1f} M parameters",
         "",
         f"{'part':<10}{'what':<34}{'bytes':>12}{'per slot':>12}",

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
-from moshi_pipe.units import format_bytes, format_duration
+from moshi_pipe.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,9 +258,10 @@ def report_text(report: RunReport) -> str:
     """The closing report as text of at most 80 columns, paths aside."""
     counts = [f"{report.count(s)} {s}" for s in ("done", "failed", "skipped", "interrupted")]
     shown = ", ".join(count for count in counts if not count.startswith("0 ")) or "none"
+    ticks, slots = format_count(report.ticks, "tick"), format_count(report.slots, "slot")
     rows = [
         ("sessions", shown),
-        ("frames", f"{report.frames} in {report.ticks} ticks, {report.slots} slots"),
+        ("frames", f"{report.frames} in {ticks}, {slots}"),
         ("audio", f"{format_duration(report.audio_s)} in {format_duration(report.wall_s)}"),
         ("speed", f"{report.speed:.2f} x real time"),
         ("model", f"{report.model} on {report.device}, {report.dtype}, graph {report.graph}"),

@@ -36,3 +36,8 @@ def format_duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_count(number: int, noun: str) -> str:
+    """Write a number of things: ``1 slot``, ``8 slots``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -22,7 +22,7 @@ from moshi_pipe.models.checkpoint import (
 )
 from moshi_pipe.models.layout import TensorSpec, lm_layout, mimi_layout
 from moshi_pipe.models.spec import LMSpec, MimiSpec, TransformerSpec, gated_hidden
-from moshi_pipe.units import format_bytes
+from moshi_pipe.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,7 +111,7 @@ class Plan:
             return f"needs {need}; the free memory of {self.device} is not known"
         free = f"{format_bytes(self.free_bytes)} free on {self.device}"
         if self.fits:
-            room = f", room for {self.max_slots} slots" if self.max_slots else ""
+            room = f", room for {format_count(self.max_slots, 'slot')}" if self.max_slots else ""
             return f"fits: needs {need} of {free}{room}"
         return f"does not fit: needs {need}, {free}; {self._advice()}"
 

@@ -11,6 +11,7 @@ from moshi_pipe.errors import BackendError, CheckpointError, ConfigError, closes
 from moshi_pipe.nn.load import load_lm, load_mimi
 from moshi_pipe.nn.mimi import Mimi
 from moshi_pipe.nn.moshi import Moshi
+from moshi_pipe.units import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +158,7 @@ def _require_cuda(name: str, index: int) -> None:
         return
     raise BackendError(
         f"device {name} is not there",
-        got=f"torch {torch.__version__} sees {count} CUDA device{'s' * (count != 1)}",
+        got=f"torch {torch.__version__} sees {format_count(count, 'CUDA device')}",
         wanted=f"an index below {count}" if count else "an NVIDIA GPU, its driver, a CUDA torch",
         fix="set device=cpu, or device=auto to take what is there",
     )
