@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import BackendError, ConfigError, closest
-from moshi_pipe.graph.graph import Graph, check_graph, kinds_needed, model_ports
+from moshi_pipe.graph.graph import Graph, Ports, check_graph, kinds_needed, model_ports
 from moshi_pipe.graph.schedule import Schedule, make_schedule
 from moshi_pipe.models.checkpoint import (
     LM,
@@ -244,7 +244,7 @@ def assemble(
             fix="choose graph=codec, encode or decode, or another model",
         )
     lm = config.lm if LM_KIND in kinds else None
-    ports = {**model_ports(mimi.codec, lm), **_plugin_ports(plugins)}
+    ports = {**model_ports(mimi.codec, lm), **plugin_ports(plugins)}
     checked = check_graph(graph, ports)
     parts = [MIMI] * bool(kinds & {ENCODE_KIND, DECODE_KIND}) + [LM, TOKENIZER] * (lm is not None)
     checkpoint = open_checkpoint(model, parts=parts)
@@ -279,9 +279,8 @@ def check_outputs(graph: Graph, sinks: Iterable[tuple[str, Iterable[str]]]) -> N
                 )
 
 
-def _plugin_ports(plugins: Plugins) -> dict[str, Any]:
-    from moshi_pipe.graph.graph import Ports
-
+def plugin_ports(plugins: Plugins) -> dict[str, Ports]:
+    """Ports of the kinds of nodes that plugins register."""
     ports = {}
     for name in plugins.nodes.names("node"):
         cls: Any = plugins.nodes.get("node", name).load()

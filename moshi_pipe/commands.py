@@ -58,11 +58,14 @@ def _graph(words: Sequence[str]) -> int:
     """Draw the composed graph in the terminal, or as SVG into a file."""
     svg = [word.partition("=")[2] for word in words if word.startswith("svg=")]
     config = _config([word for word in words if not word.startswith("svg=")])
+    from moshi_pipe.assembly import plugin_ports
     from moshi_pipe.graph.graph import check_graph, model_ports
     from moshi_pipe.models.checkpoint import read_specs
+    from moshi_pipe.plugins import load_plugins
 
     model, mimi = read_specs(config.model)
-    graph = check_graph(config.graph, model_ports(mimi.codec, model.lm))
+    kinds = {**model_ports(mimi.codec, model.lm), **plugin_ports(load_plugins())}
+    graph = check_graph(config.graph, kinds)
     from moshi_pipe.graph.draw import draw_svg, draw_text
 
     if not svg:
@@ -152,15 +155,23 @@ def plan_text(plan: Plan) -> str:
 
 
 def _config(words: Sequence[str]) -> RunConfig:
-    """Compose what a command's words describe; no source is needed."""
+    """Compose what a command's words describe; no source is needed, ``--config-dir`` is known."""
     from moshi_pipe.compose import load_run
-    from moshi_pipe.overrides import prepare
+    from moshi_pipe.overrides import prepare, quote_literal
     from moshi_pipe.plugins import load_plugins
 
-    odd = [word for word in words if "=" not in word and not word.startswith("~")]
-    if odd:
-        raise ConfigError(f"cannot read the word '{odd[0]}'", wanted="key=value")
-    return load_run(prepare(words), load_plugins().nodes, need_source=False)
+    overrides, others = split_words(words)
+    flag, *rest = "=".join(others).split("=", 1) if others else [""]
+    if flag in ("--config-dir", "-cd") and rest:
+        folder = Path(rest[0]).absolute()
+        if not folder.is_dir():
+            raise ConfigError("--config-dir names no folder", got=str(folder))
+        overrides.append(f"hydra.searchpath=[{quote_literal(f'file://{folder}')}]")
+    elif others:
+        raise ConfigError(
+            f"cannot read the word '{others[0]}'", wanted="key=value, or --config-dir FOLDER"
+        )
+    return load_run(prepare(overrides), load_plugins().nodes, need_source=False)
 
 
 def _parts(config: RunConfig) -> tuple[str, ...]:

@@ -365,6 +365,23 @@ def test_the_report_decides_the_exit_code(build: FakeBuild) -> None:
     assert main(["source=silence"]) == 7
 
 
+@pytest.mark.parametrize("flag", [["--config-dir", "mine"], ["--config-dir=mine"]])
+def test_a_graph_of_ones_own_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: list[str]
+) -> None:
+    (tmp_path / "mine" / "graph").mkdir(parents=True)
+    (tmp_path / "mine" / "graph" / "short.yaml").write_text(
+        "name: short\nnodes: {encode: {kind: codec.encode}}\ninputs: [user_audio]\n"
+        "links: [user_audio -> encode.audio]\noutputs: {codes: encode.codes}\n"
+    )
+
+    assert main(["graph", *flag, "graph=short"]) == 0
+    assert "encode: codec.encode" in capsys.readouterr().out
+
+    assert main(["graph", "--config-dir", "nowhere", "graph=short"]) == 2
+    assert str(tmp_path / "nowhere") in capsys.readouterr().err
+
+
 def test_a_broken_graph_is_refused_by_the_command_that_draws_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
