@@ -1,4 +1,4 @@
-"""Write the generated pages of the documentation: ``docs/config.md`` and ``docs/hooks.md``.
+"""Write what is generated in ``docs/``: ``config.md``, ``hooks.md`` and ``dialogue.svg``.
 
     python scripts/reference.py [--check]
 
@@ -10,18 +10,25 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from moshi_pipe.config_files import (
     Choice,
     OptionLine,
     choice_names,
+    conf_dir,
     default_choices,
     group_names,
     read_choice,
     root_options,
 )
+from moshi_pipe.graph.draw import draw_svg
+from moshi_pipe.graph.graph import check_graph, model_ports
 from moshi_pipe.guide import EXIT_CODES
 from moshi_pipe.hooks import Hooks, hook_names
+from moshi_pipe.models.spec import MOSHI_7B_CONFIG, LMSpec, MimiSpec
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NOTE = "<!-- Written by scripts/reference.py; change the source and run it again. -->"
@@ -53,6 +60,13 @@ def hooks_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def dialogue_picture() -> str:
+    """The graph of a conversation with the released 7B model."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "graph" / "dialogue.yaml"))
+    lm = LMSpec.from_config(MOSHI_7B_CONFIG)
+    return draw_svg(check_graph(config, model_ports(MimiSpec().codec, lm)))
+
+
 def _module_doc() -> str:
     return sys.modules[Hooks.__module__].__doc__ or ""
 
@@ -68,8 +82,12 @@ def _table(options: tuple[OptionLine, ...]) -> list[str]:
 
 
 def main() -> int:
-    """Write both pages, or compare them."""
-    pages = {"config.md": config_page(), "hooks.md": hooks_page()}
+    """Write all, or compare."""
+    pages = {
+        "config.md": config_page(),
+        "hooks.md": hooks_page(),
+        "dialogue.svg": dialogue_picture(),
+    }
     drifted = [
         name
         for name, text in pages.items()
