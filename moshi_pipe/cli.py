@@ -101,9 +101,10 @@ def _help(words: Sequence[str]) -> int:
 
     plugins = load_plugins(reserved=tuple(BUILTIN))
     named = [word for word in words if not word.startswith("-")]
-    if named and named[0] in BUILTIN:
-        command = BUILTIN[named[0]]
+    command = {**plugins.commands, **BUILTIN}.get(named[0]) if named else None
+    if command is not None:
         text = f"moshi-pipe {command.name} {command.usage}\n  {command.summary}\n"
+        text += command.details() if command.details else ""
     elif named:
         text = group_help_text(named[0], plugins.nodes)
     else:

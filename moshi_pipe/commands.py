@@ -185,6 +185,14 @@ def _parts(config: RunConfig) -> tuple[str, ...]:
     return tuple(parts)
 
 
+def _checkpoint_details() -> str:
+    """Sizes and kinds of random checkpoints."""
+    from moshi_pipe.models.presets import KINDS, PRESETS
+
+    sizes = [f"  size={preset.name:<8} {preset.summary}" for preset in PRESETS.values()]
+    return "\n".join(["", *sizes, "", f"  kind={', '.join(KINDS)}", ""])
+
+
 def _show_bytes(done: int, total: int) -> None:
     """A line on standard error that says how many bytes are written."""
     end = "\n" if done >= total else ""
@@ -214,6 +222,7 @@ BUILTIN: Final = {
             "write a model of random weights in the released layout",
             _make_checkpoint,
             "FOLDER [size=tiny] [kind=moshi] [seed=0] [dtype=bfloat16]",
+            _checkpoint_details,
         ),
     )
 }

@@ -186,12 +186,14 @@ class Command:
         summary: One line for the help.
         run: Called with the words after the name; returns the exit code.
         usage: What follows the name, such as ``[key=value ...]``.
+        details: Gives further lines for ``--help NAME``.
     """
 
     name: str
     summary: str
     run: Callable[[Sequence[str]], int]
     usage: str = ""
+    details: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         ),
         Preset(
             name="small",
-            summary="100 M parameters and a quarter-width codec",
+            summary="70 M parameters and a quarter-width codec",
             dim=512,
             num_layers=8,
             num_heads=8,
@@ -153,7 +153,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         ),
         Preset(
             name="medium",
-            summary="400 M parameters and the released codec's shape",
+            summary="380 M parameters and the released codec's shape",
             dim=1024,
             num_layers=12,
             num_heads=16,
