@@ -260,11 +260,14 @@ class _Checker:
         return self.ports[node].inputs[port]
 
     def check_formats(self, links: Sequence[Link]) -> None:
+        first = next((self.target_format(x) for x in links if "." not in x.source), None)
         for link in links:
             node, _, port = link.source.partition(".")
-            if node not in self.ports:
+            # The input has the format of the first port that it feeds; others must agree.
+            offered = self.ports[node].outputs[port] if port else first
+            wanted = self.target_format(link)
+            if offered is None:
                 continue
-            offered, wanted = self.ports[node].outputs[port], self.target_format(link)
             differing = differing_fields(offered, wanted)
             if differing:
                 self.errors.append(
