@@ -32,6 +32,8 @@ class SessionInput(ABC):
         sample_rate: Hz of what :meth:`chunks` yields.
         num_samples: Samples per channel that will come, None when not known.
         seed: Seed of this session, None to derive one from the run's seed and ``id``.
+        warnings: Sentences about input that is not as it should be, such as a file that was cut
+            off; complete once :meth:`chunks` has ended.
     """
 
     id: str
@@ -39,6 +41,7 @@ class SessionInput(ABC):
     sample_rate: int
     num_samples: int | None = None
     seed: int | None = None
+    warnings: Sequence[str] = ()
 
     @abstractmethod
     def chunks(self) -> AsyncIterator[npt.NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _PIECE = 24_000
+_MOST_CHANNELS = 64  # more are samples, in an array that lies the other way
 
 
 class ArrayInput(SessionInput):
@@ -29,7 +31,8 @@ class ArrayInput(SessionInput):
         seed: Of the session, None to derive one.
 
     Raises:
-        InputError: The array is empty or of another shape.
+        InputError: The array is empty, of another shape or not of floats, or the rate is not
+            positive.
     """
 
     def __init__(
@@ -41,21 +44,33 @@ class ArrayInput(SessionInput):
         index: int = 0,
         seed: int | None = None,
     ) -> None:
-        pcm_CN = np.asarray(pcm, dtype=np.float32)
-        if pcm_CN.ndim == 1:
-            pcm_CN = pcm_CN[None]
-        if pcm_CN.ndim != 2 or not pcm_CN.size:
+        given = np.asarray(pcm)
+        pcm_CN = given[None] if given.ndim == 1 else given
+        if pcm_CN.ndim != 2 or not pcm_CN.size or pcm_CN.dtype.kind != "f":
             raise InputError(
                 f"the audio of session {name} cannot be used",
-                got=f"an array {list(np.shape(pcm))}",
-                wanted="[samples] or [channels, samples], at least one sample",
+                got=f"an array {list(given.shape)} of {given.dtype}",
+                wanted="floats in [-1, 1], [samples] or [channels, samples], at least one sample",
+            )
+        if pcm_CN.shape[0] > _MOST_CHANNELS:
+            raise InputError(
+                f"the audio of session {name} cannot be used",
+                got=f"{pcm_CN.shape[0]} channels of {pcm_CN.shape[1]} samples",
+                wanted=f"[channels, samples], {_MOST_CHANNELS} channels at most",
+                fix="transpose it",
+            )
+        if sample_rate <= 0:
+            raise InputError(
+                f"the audio of session {name} has no sample rate",
+                got=str(sample_rate),
+                wanted="Hz, above 0",
             )
         self.id = name
         self.meta: Mapping[str, Any] = {"stem": name, "index": index}
         self.sample_rate = sample_rate
         self.num_samples = pcm_CN.shape[1]
         self.seed = seed
-        self._pcm_CN = pcm_CN
+        self._pcm_CN: npt.NDArray[np.float32] = pcm_CN.astype(np.float32, copy=False)
 
     async def chunks(self) -> AsyncIterator[npt.NDArray[np.float32]]:
         """Yield pieces of a second or so."""
@@ -111,7 +126,7 @@ class SilenceSource(Source):
 
     def __init__(self, options: SilenceSourceOptions) -> None:
         for name in ("duration_s", "count", "sample_rate"):
-            if getattr(options, name) <= 0:
+            if not 0 < getattr(options, name) < math.inf:
                 raise ConfigError(
                     f"source.{name} must be above zero", got=str(getattr(options, name))
                 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import wave
+import os
+import struct
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -10,19 +11,22 @@ import numpy as np
 from moshi_pipe.errors import ConfigError, closest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
 
 FORMATS: Final = ("wav", "flac", "ogg")
 _INT16_MAX: Final = 32_767
+_FLAC_LENGTH: Final = 21  # offset of the 36 bits of length, the low half of this byte first
+_NOT_ALL: Final = "the encoder could not write all of it"
 
 
 class AudioWriter(Protocol):
     """Takes samples in order."""
 
     def write(self, pcm_CN: npt.NDArray[np.float32]) -> None:
-        """Append samples in [-1, 1] and bring the file on disk up to date.
+        """Append samples in [-1, 1]; the file is valid again when this returns.
 
         Raises:
             OSError: The disk is full, or gone.
@@ -47,53 +51,123 @@ def open_writer(path: Path, kind: str, *, sample_rate: int, channels: int) -> Au
     """
     if kind not in FORMATS:
         raise ConfigError(f"cannot write audio as '{kind}'", wanted=closest(kind, FORMATS))
-    if kind == "wav":
-        return _WavWriter(path, sample_rate, channels)
-    return _EncodedWriter(path, kind, sample_rate, channels)
+    return _WRITERS[kind](path, sample_rate, channels)
 
 
 class _WavWriter:
-    """The standard library's writer: it patches the header's length at every write."""
+    """WAV whose header is patched at every write.
+
+    Beyond 4 GiB the header says that the length is not known, and programs read to the end.
+    """
 
     def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
-        self._file = path.open("wb")
-        self._wave = wave.open(self._file, "wb")
-        self._wave.setnchannels(channels)
-        self._wave.setsampwidth(2)
-        self._wave.setframerate(sample_rate)
-        self.write(np.zeros((channels, 0), dtype=np.float32))
+        self._file = path.open("wb", buffering=0)
+        self._block = 2 * channels
+        self._num_bytes = 0
+        try:
+            self._append(
+                struct.pack(
+                    "<4sI4s4sIHHIIHH4sI",
+                    *(b"RIFF", 36, b"WAVE"),
+                    *(b"fmt ", 16, 1, channels, sample_rate, sample_rate * self._block),
+                    *(self._block, 16, b"data", 0),
+                )
+            )
+        except OSError:
+            self._file.close()
+            raise
 
     def write(self, pcm_CN: npt.NDArray[np.float32]) -> None:
-        samples_NC = np.round(pcm_CN.T * _INT16_MAX).astype("<i2")
-        self._wave.writeframes(samples_NC.tobytes())
-        self._file.flush()
+        data = np.round(pcm_CN.T * _INT16_MAX).astype("<i2").tobytes()
+        start = self._file.tell()
+        try:
+            self._append(data)
+        finally:  # a full disk takes a part of it
+            self._num_bytes += (self._file.tell() - start) // self._block * self._block
+            for offset, size in ((4, 36 + self._num_bytes), (40, self._num_bytes)):
+                os.pwrite(self._file.fileno(), struct.pack("<I", min(size, 2**32 - 1)), offset)
 
     def close(self) -> None:
-        try:
-            self._wave.close()
-        finally:
-            self._file.close()
+        self._file.close()
+
+    def _append(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) or 0 :]
 
 
 class _EncodedWriter:
-    """FLAC and Ogg Vorbis by libsndfile; both can be read up to the last page that was written."""
+    """Ogg Vorbis by libsndfile, which hands pages of a second or so to the system."""
 
-    def __init__(self, path: Path, kind: str, sample_rate: int, channels: int) -> None:
+    _format = ("OGG", "VORBIS")
+
+    def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
         import soundfile
 
-        self._errors: type[Exception] = soundfile.LibsndfileError
         path.open("wb").close()  # libsndfile says only "System error" where open says why
-        subtype = "PCM_16" if kind == "flac" else "VORBIS"
-        self._file: Any = soundfile.SoundFile(
-            path, "w", sample_rate, channels, subtype, format=kind.upper()
-        )
+        kind, subtype = self._format
+        try:
+            self._file: Any = soundfile.SoundFile(
+                path, "w", sample_rate, channels, subtype, format=kind
+            )
+        except soundfile.LibsndfileError as error:
+            raise OSError(f"the encoder cannot start: {error}") from error
 
     def write(self, pcm_CN: npt.NDArray[np.float32]) -> None:
         try:
             self._file.write(pcm_CN.T)
-            self._file.flush()
-        except (self._errors, AssertionError) as error:  # soundfile asserts that all was written
-            raise OSError(f"the encoder stopped: {error or 'short write'}") from error
+        except (RuntimeError, AssertionError) as error:  # soundfile asserts that all was written
+            raise OSError(_NOT_ALL) from error
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except RuntimeError as error:
+            raise OSError(_NOT_ALL) from error
+
+
+class _FlacWriter(_EncodedWriter):
+    """FLAC whose header says after every write how many samples can be decoded; empty before.
+
+    The encoder itself writes the length when it finishes; many programs cannot read a file before.
+    Source: RFC 9639 section 8.2, the layout of STREAMINFO.
+    """
+
+    _format = ("FLAC", "PCM_16")
+
+    def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
+        super().__init__(path, sample_rate, channels)
+        self._header = path.open("r+b", buffering=0)
+        self._num_samples = 0
+
+    def write(self, pcm_CN: npt.NDArray[np.float32]) -> None:
+        super().write(pcm_CN)
+        self._num_samples += pcm_CN.shape[1]
+        self._patch()
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:
+            self._patch()
+            raise
+        finally:
+            self._header.close()
+
+    def _patch(self) -> None:
+        """Write down the whole blocks; the encoder keeps one sample back."""
+        head = os.pread(self._header.fileno(), _FLAC_LENGTH + 1, 0)
+        if len(head) <= _FLAC_LENGTH:
+            return  # the encoder has not begun
+        block = max(1, int.from_bytes(head[8:10], "big"))
+        whole = max(0, self._num_samples - 1) // block * block
+        length = bytearray(whole.to_bytes(5, "big"))
+        length[0] |= head[_FLAC_LENGTH] & 0xF0  # belongs to the field before
+        os.pwrite(self._header.fileno(), length, _FLAC_LENGTH)
+
+
+_WRITERS: Final[Mapping[str, Callable[[Path, int, int], AudioWriter]]] = {
+    "wav": _WavWriter,
+    "flac": _FlacWriter,
+    "ogg": _EncodedWriter,
+}

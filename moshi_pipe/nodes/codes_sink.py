@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from moshi_pipe.nodes.naming import make_room, output_path, write_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy.typing as npt
 
     from moshi_pipe.graph.packet import Packet
 
@@ -47,8 +49,8 @@ class CodesSinkOptions:
 class CodesSink(Sink):
     """Writes one safetensors file per session.
 
-    Columns are appended to a ``.part`` file while the session runs and become the final file, which
-    appears under its name only when it is whole.
+    The file appears when the session ends, whole or not at all: after a kill there is none. Until
+    then the columns are in memory, a few dozen bytes for each frame.
 
     Raises:
         ConfigError: An option has no such value.
@@ -65,20 +67,21 @@ class CodesSink(Sink):
         self.takes = (options.output,)
         self.optional = ("text",) if options.text else ()
         self._path = Path()
-        self._part: IO[bytes] | None = None
         self._session: SessionInfo | None = None
-        self._row = np.zeros(0, dtype=np.int32)
-        self._frame = -1
+        self._form: Codes | None = None
+        self._rows = bytearray()
+        self._row = np.zeros(0, dtype=np.int32)  # valid, text, codes
+        self._frame = -1  # of the row
 
     def outputs(self, session: SessionInfo) -> list[Path]:
         """The file."""
         return [output_path(self.options.path, session, _SUFFIX)]
 
     async def open(self, session: SessionInfo) -> None:
-        """Create the ``.part`` file.
+        """Make sure that the file can be written.
 
         Raises:
-            OutputError: It cannot be created.
+            OutputError: It cannot.
             ConfigError: The graph does not make these codes.
         """
         form = session.formats.get(self.options.output)
@@ -88,23 +91,19 @@ class CodesSink(Sink):
                 "which this graph does not make",
                 wanted=closest(self.options.output, session.formats),
             )
-        self._session = session
+        self._session, self._form = session, form
         self._path = self.outputs(session)[0]
         self._row = np.zeros(2 + form.num_codebooks, dtype=np.int32)
         make_room(self._path)
         try:
-            self._part = self._part_path.open("wb")
+            self._part_path.open("wb").close()
+            self._part_path.unlink()
         except OSError as error:
             raise write_error(self._path, error) from error
 
     async def write(self, packet: Packet) -> None:
-        """Take one column or one text token.
-
-        Raises:
-            OutputError: The disk does not take it.
-        """
-        if packet.frame != self._frame:
-            self._next_row(packet.frame)
+        """Take one column or one text token."""
+        self._next_row(packet.frame)
         if packet.output == "text":
             self._row[1] = packet.payload
         else:
@@ -112,22 +111,18 @@ class CodesSink(Sink):
             self._row[2:] = packet.payload
 
     async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
-        """Turn the columns into the final file.
+        """Write the file, but for a session that failed before its first frame.
 
         Raises:
             OutputError: The disk does not take it.
         """
-        if self._part is None or self._session is None:
+        if self._session is None or self._form is None:
             return {}
-        from safetensors.numpy import save_file
-
+        if not complete and not num_frames:
+            return {"sink": "codes", "files": [], "frames": 0}
         self._next_row(num_frames)
-        self._part.close()
-        rows = np.fromfile(self._part_path, dtype=np.int32).reshape(-1, self._row.size)
-        form = self._session.formats[self.options.output]
-        if not isinstance(form, Codes):
-            raise TypeError(f"codes have the format {form}")
-        dtype = np.int16 if form.cardinality <= 2**15 else np.int32
+        rows = np.frombuffer(self._rows, dtype=np.int32).reshape(-1, self._row.size)
+        dtype = np.int16 if self._form.cardinality <= 2**15 else np.int32
         tensors = {
             "codes": np.ascontiguousarray(rows[:, 2:].T.astype(dtype)),
             "valid": rows[:, 0] > 0,
@@ -135,35 +130,32 @@ class CodesSink(Sink):
         if self.options.text and "text" in self._session.formats:
             tensors["text"] = rows[:, 1].copy()
         metadata = {
-            "frame_rate": str(float(form.frame_rate)),
-            "cardinality": str(form.cardinality),
+            "frame_rate": str(float(self._form.frame_rate)),
+            "cardinality": str(self._form.cardinality),
             "seed": str(self._session.seed),
         }
-        final = self._path.with_name(self._path.name + ".tmp")
-        try:
-            save_file(tensors, final, metadata=metadata)
-            os.replace(final, self._path)
-        except Exception as error:  # safetensors wraps what the disk said in an error of its own
-            raise write_error(self._path, error) from error
-        self._part_path.unlink()
+        self._save(tensors, metadata)
         return {"sink": "codes", "files": [str(self._path)], "frames": len(rows)}
+
+    def _save(self, tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -> None:
+        from safetensors.numpy import save
+
+        try:
+            self._part_path.write_bytes(save(tensors, metadata))
+            os.replace(self._part_path, self._path)
+        except OSError as error:
+            self._part_path.unlink(missing_ok=True)
+            raise write_error(self._path, error) from error
 
     @property
     def _part_path(self) -> Path:
         return self._path.with_name(self._path.name + ".part")
 
     def _next_row(self, frame: int) -> None:
-        """Write the row that is whole, and empty ones up to ``frame``."""
-        if self._part is None:
-            return
-        try:
+        """Keep the row that is whole, and empty ones up to ``frame``."""
+        while self._frame < frame:
             if self._frame >= 0:
-                self._row.tofile(self._part)
+                self._rows += self._row.tobytes()
             self._row[:] = 0
             self._row[1] = _NO_TEXT
-            for _ in range(self._frame + 1, frame):
-                self._row.tofile(self._part)
-            self._part.flush()
-        except OSError as error:
-            raise write_error(self._path, error) from error
-        self._frame = frame
+            self._frame += 1

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _CHUNK_FRAMES: Final = 256
+_TENSORS: Final = ("codes", "valid")
 
 
 @dataclass
@@ -85,19 +86,30 @@ class _CodesInput(SessionInput):
 
         try:
             with safe_open(self._path, framework="numpy") as file:
-                if "codes" not in file.keys():  # noqa: SIM118 - it is no mapping
-                    raise InputError(
-                        f"{self._path} holds no codes",
-                        got=", ".join(file.keys()) or "no tensors",
-                        wanted="a tensor 'codes' [codebooks, frames]",
-                    )
-                codes_KT = file.get_tensor("codes").astype(np.int64)
-                if "valid" in file.keys():  # noqa: SIM118
-                    codes_KT = codes_KT[:, file.get_tensor("valid")]
-        except (SafetensorError, OSError) as error:
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name) for name in _TENSORS if name in names}
+        except (SafetensorError, OSError, TypeError) as error:
             raise InputError(
                 f"cannot read {self._path}",
                 got=str(error),
                 wanted="a safetensors file with codes",
             ) from error
-        return codes_KT
+        codes_KT = tensors.get("codes")
+        if codes_KT is None:
+            raise self._unusable(", ".join(names) or "no tensors")
+        if codes_KT.ndim != 2 or codes_KT.dtype.kind not in "iu":
+            raise self._unusable(f"codes of type {codes_KT.dtype} {list(codes_KT.shape)}")
+        valid_T = tensors.get("valid", np.ones(codes_KT.shape[1], dtype=np.bool_))
+        if valid_T.dtype != np.bool_ or valid_T.shape != codes_KT.shape[1:]:
+            raise self._unusable(f"valid of type {valid_T.dtype} {list(valid_T.shape)}")
+        if not valid_T.any():
+            raise self._unusable("no column that is valid")
+        columns_KT: npt.NDArray[np.int64] = codes_KT[:, valid_T].astype(np.int64)
+        return columns_KT
+
+    def _unusable(self, got: str) -> InputError:
+        return InputError(
+            f"{self._path} holds no codes that can be used",
+            got=got,
+            wanted="whole numbers 'codes' [codebooks, frames], and 'valid' [frames] if any",
+        )

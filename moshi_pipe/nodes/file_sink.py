@@ -70,11 +70,10 @@ class FileSink(Sink):
         self._path = Path()
         self._latency_ms = 0.0
         self._writer: AudioWriter | None = None
-        self._rows: list[npt.NDArray[np.float32]] = []
-        self._rows_per_write = 1
-        self._first = 0  # frame number of the first row that is not on disk
-        self._blank = np.zeros((1, 1), dtype=np.float32)
+        self._row_CN: npt.NDArray[np.float32] = np.zeros((1, 1), dtype=np.float32)
+        self._frame = -1  # of the row, which is not on disk yet
         self._clipped = 0
+        self._broken = False
 
     def outputs(self, session: SessionInfo) -> list[Path]:
         """The audio file."""
@@ -98,8 +97,7 @@ class FileSink(Sink):
             raise ConfigError(f"output '{self.takes[0]}' is no audio", got=str(form))
         self._path = self.outputs(session)[0]
         self._latency_ms = session.latency_ms
-        self._blank = np.zeros((len(self.takes), form.frame_size), dtype=np.float32)
-        self._rows_per_write = max(1, round(1 / session.frame_s))
+        self._row_CN = np.zeros((len(self.takes), form.frame_size), dtype=np.float32)
         make_room(self._path)
         try:
             self._writer = open_writer(
@@ -119,12 +117,13 @@ class FileSink(Sink):
         """
         samples = np.asarray(packet.payload)[0]
         self._clipped += int(np.count_nonzero(np.abs(samples) > 1))
-        self._extend_to(packet.frame + 1)
-        row = self._rows[packet.frame - self._first]
-        row[self.takes.index(packet.output)] = np.clip(samples, -1, 1)
+        self._advance_to(packet.frame)
+        self._row_CN[self.takes.index(packet.output)] = np.clip(samples, -1, 1)
 
     async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
         """Fill up with silence to the session's length and finish the file.
+
+        A session that failed before its first frame leaves no file.
 
         Raises:
             OutputError: The disk does not take it.
@@ -132,34 +131,32 @@ class FileSink(Sink):
         if self._writer is None:
             return {}
         try:
-            self._extend_to(num_frames)
-            self._flush(len(self._rows))
+            if not self._broken:
+                self._advance_to(num_frames)
         finally:
             writer, self._writer = self._writer, None
             try:
                 writer.close()
             except OSError as error:
                 raise write_error(self._path, error) from error
+        begun = complete or num_frames > 0
+        if not begun:
+            self._path.unlink(missing_ok=True)
         return {
             "sink": "file",
-            "files": [str(self._path)],
+            "files": [str(self._path)] if begun else [],
             "latency_ms": self._latency_ms,
             "clipped_samples": self._clipped,
         }
 
-    def _extend_to(self, num_frames: int) -> None:
-        """Add silent rows up to ``num_frames``; write a second of rows as soon as it is past."""
-        while self._first + len(self._rows) < num_frames:
-            if len(self._rows) >= self._rows_per_write:
-                self._flush(len(self._rows))
-            self._rows.append(self._blank.copy())
-
-    def _flush(self, num_rows: int) -> None:
-        if not num_rows or self._writer is None:
-            return
-        try:
-            self._writer.write(np.concatenate(self._rows[:num_rows], axis=1))
-        except OSError as error:
-            raise write_error(self._path, error) from error
-        del self._rows[:num_rows]
-        self._first += num_rows
+    def _advance_to(self, frame: int) -> None:
+        """Write the row that is whole, and silence for those that did not come."""
+        while self._writer is not None and self._frame < frame:
+            if self._frame >= 0:
+                try:
+                    self._writer.write(self._row_CN)
+                except OSError as error:
+                    self._broken = True  # a part of the row may be there: nothing fits behind it
+                    raise write_error(self._path, error) from error
+                self._row_CN[:] = 0
+            self._frame += 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,7 @@ from moshi_pipe.nodes.audio_reader import SUFFIXES, AudioProperties, probe, read
 from moshi_pipe.nodes.files import find_files, unique_names
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -49,7 +50,6 @@ class _Entry:
     start_s: float = 0.0
     duration_s: float | None = None
     channel: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class FileSource(Source):
@@ -93,8 +93,8 @@ class FileInput(SessionInput):
     def __init__(self, entry: _Entry, index: int) -> None:
         self.id = entry.name
         self.seed = entry.seed
+        self.warnings: list[str] = []
         self.meta = {
-            **entry.extra,
             "stem": entry.name,
             "path": str(entry.path),
             "name": entry.path.name,
@@ -130,18 +130,26 @@ class FileInput(SessionInput):
         return max(0, min(total, stop if stop is not None else total) - start)
 
     async def chunks(self) -> AsyncIterator[npt.NDArray[np.float32]]:
-        """Yield float32 ``[C, N]`` pieces; files are read on a thread beside the event loop."""
+        """Yield float32 ``[C, N]`` pieces; files are read on a thread beside the event loop.
+
+        May be cancelled or closed at any time; a piece that is being read then is waited for.
+        """
+        self.warnings.clear()
         pieces = self._pieces()
+        step: asyncio.Task[npt.NDArray[np.float32] | None] | None = None
         try:
             while True:
-                piece_CN = await asyncio.to_thread(next, pieces, None)
+                step = asyncio.create_task(asyncio.to_thread(next, pieces, None))
+                piece_CN = await asyncio.shield(step)
                 if piece_CN is None:
                     return
                 yield piece_CN
         finally:
-            await asyncio.to_thread(pieces.close)  # type: ignore[attr-defined]
+            if step is not None and not step.done():
+                await asyncio.wait([step])  # a generator cannot be closed while it runs
+            await asyncio.to_thread(pieces.close)
 
-    def _pieces(self) -> Iterator[npt.NDArray[np.float32]]:
+    def _pieces(self) -> Generator[npt.NDArray[np.float32], None, None]:
         properties = self.properties
         channel = self._entry.channel
         if channel is not None and not 0 <= channel < properties.channels:
@@ -153,16 +161,24 @@ class FileInput(SessionInput):
             )
         start, stop = self._bounds()
         position = 0
-        for piece_CN in read(self._entry.path, properties):
+        given = False
+        for piece_CN in read(self._entry.path, properties, self.warnings.append):
             begin, end = position, position + piece_CN.shape[1]
             position = end
             low = max(0, start - begin)
             high = piece_CN.shape[1] if stop is None else max(0, min(end, stop) - begin)
             piece_CN = piece_CN[:, low:high]
             if piece_CN.shape[1]:
+                given = True
                 yield piece_CN if channel is None else piece_CN[channel : channel + 1]
             if stop is not None and end >= stop:
-                return
+                break
+        if not given:
+            raise InputError(
+                f"{self._entry.path} has no audio from {self._entry.start_s:g} s on",
+                got=f"{position / properties.sample_rate:.1f} s of audio",
+                wanted="start_s inside the recording and duration_s above 0",
+            )
 
     def _bounds(self) -> tuple[int, int | None]:
         """First sample and the one after the last, from the manifest's seconds."""
@@ -174,7 +190,7 @@ class FileInput(SessionInput):
 
 def _read_manifest(path: Path, channel: int | None) -> list[_Entry]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the manifest {path}", got=str(error)) from error
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
@@ -201,24 +217,31 @@ def _read_line(manifest: Path, number: int, line: str, channel: int | None) -> _
         raise InputError(
             f"{where} has an unknown key '{unknown[0]}'", wanted=closest(unknown[0], _MANIFEST_KEYS)
         )
-    try:
-        return _Entry(
-            path=(manifest.parent / Path(record["path"]).expanduser()).absolute(),
-            name=_safe_name(str(record.get("id") or "")),
-            seed=None if record.get("seed") is None else int(record["seed"]),
-            start_s=_seconds(record.get("start_s") or 0.0),
-            duration_s=None if record.get("duration_s") is None else _seconds(record["duration_s"]),
-            channel=channel if record.get("channel") is None else int(record["channel"]),
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where} has a value of the wrong kind", got=str(error)) from error
+    name = record.get("id")
+    start_s = _number(where, record, "start_s", minimum=0)
+    given_channel = _number(where, record, "channel", minimum=0, whole=True)
+    return _Entry(
+        path=(manifest.parent / Path(record["path"]).expanduser()).absolute(),
+        name="" if name is None else _safe_name(str(name)),
+        seed=_number(where, record, "seed", minimum=0, whole=True),
+        start_s=start_s or 0.0,
+        duration_s=_number(where, record, "duration_s", minimum=0),
+        channel=channel if given_channel is None else given_channel,
+    )
 
 
-def _seconds(value: Any) -> float:
-    seconds = float(value)
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{value} is no duration in seconds")
-    return seconds
+def _number(
+    where: str, record: Mapping[str, Any], key: str, *, minimum: float = -inf, whole: bool = False
+) -> Any:
+    """The number under ``key``, None where there is none."""
+    value = record.get(key)
+    if value is None:
+        return None
+    kinds = int if whole else (int, float)
+    if isinstance(value, kinds) and not isinstance(value, bool) and minimum <= value < inf:
+        return value
+    wanted = ("a whole number" if whole else "a number") + (", 0 or more" if minimum == 0 else "")
+    raise InputError(f"{where} has a wrong {key}", got=json.dumps(value), wanted=wanted)
 
 
 def _safe_name(name: str) -> str:

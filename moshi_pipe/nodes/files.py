@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moshi_pipe.errors import InputError, closest
+from moshi_pipe.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ def find_files(text: str, *, suffixes: Sequence[str], recursive: bool = False) -
     Args:
         text: What the user wrote; ``~`` is the home folder.
         suffixes: Endings that are taken from a folder, lower case with the dot.
-        recursive: Look into sub-folders of a folder.
+        recursive: Look into sub-folders of a folder; what begins with a dot is left out.
 
     Raises:
         InputError: Nothing is there, or nothing of these kinds.
@@ -37,43 +38,69 @@ def find_files(text: str, *, suffixes: Sequence[str], recursive: bool = False) -
             return _in_folder(path, suffixes, recursive)
         if _MAGIC.search(text):
             return _matching(str(path))
+        raise _missing(path)
     except OSError as error:
         raise InputError(f"cannot look at {path}", got=error.strerror or str(error)) from error
-    raise _missing(path)
 
 
-def natural_key(path: Path) -> list[tuple[int, int | str]]:
-    """Sort key under which numbers inside names count as numbers."""
+def natural_key(path: Path) -> tuple[list[tuple[int, int | str]], str]:
+    """Sort key under which numbers inside names count as numbers; no two paths share one."""
     parts = re.split(r"(\d+)", str(path).casefold())
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+    key = [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
+    return key, str(path)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """A name per file that no other has: its stem, made longer only where stems are equal.
 
-    What is added (the folder's name, then the ending, then a number) follows from the files alone.
+    What is added (folders, then the ending) follows from the set of files, not from their order;
+    only a file that is there twice is told apart by a number.
     """
-    names = [path.stem for path in paths]
-    for longer in (
-        lambda path: f"{path.parent.name}-{path.stem}",
-        lambda path: f"{path.parent.name}-{path.stem}-{path.suffix[1:]}",
-    ):
-        taken = Counter(names)
-        names = [
-            longer(path) if taken[name] > 1 else name
-            for path, name in zip(paths, names, strict=True)
-        ]
-    taken, seen = Counter(names), Counter[str]()
-    for i, name in enumerate(names):
-        if taken[name] > 1:
-            seen[name] += 1
-            names[i] = f"{name}-{seen[name]}"
+    candidates = {path: _candidates(path) for path in paths}
+    while True:
+        taken = Counter(names[0] for names in candidates.values())
+        equal = [n for n in candidates.values() if taken[n[0]] > 1 and len(n) > 1]
+        if not equal:
+            break
+        for names in equal:
+            del names[0]
+    return _numbered(paths, [candidates[path][0] for path in paths])
+
+
+def _candidates(path: Path) -> list[str]:
+    """Names for a file, shorter ones first: ``a``, ``a-wav``, ``folder-a``, ``folder-a-wav`` ..."""
+    name, names = path.stem, []
+    for folder in [None, *path.parents]:
+        if folder is not None and not folder.name:
+            break
+        name = name if folder is None else f"{folder.name}-{name}"
+        names += [name, f"{name}-{path.suffix[1:]}"]
+    return names
+
+
+def _numbered(paths: Sequence[Path], names: list[str]) -> list[str]:
+    """Put numbers after names that are still equal, in the order of their paths."""
+    taken, count = Counter(names), Counter[str]()
+    for i in sorted(range(len(paths)), key=lambda i: natural_key(paths[i])):
+        name = names[i]
+        if taken[name] < 2:
+            continue
+        while not count[name] or taken[f"{name}-{count[name]}"]:
+            count[name] += 1
+        names[i] = f"{name}-{count[name]}"
+        count[name] += 1
     return names
 
 
 def _in_folder(folder: Path, suffixes: Sequence[str], recursive: bool) -> list[Path]:
     entries = folder.rglob("*") if recursive else folder.iterdir()
-    found = [path.absolute() for path in entries if path.suffix.lower() in suffixes]
+    found = [
+        path.absolute()
+        for path in entries
+        if path.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
     if not found:
         hint = "" if recursive else "; sub-folders are read with source.recursive=true"
         raise InputError(
@@ -98,12 +125,10 @@ def _missing(path: Path) -> InputError:
     folder = path.parent
     if not folder.is_dir():
         return InputError(f"there is no file {path}", got=f"folder {folder} does not exist either")
-    names = [entry.name for entry in folder.iterdir()]
-    near = closest(path.name, names)
+    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
     return InputError(
         f"there is no file {path}",
-        wanted=near if near.startswith("did you mean") and len(names) <= 20 else None,
-        got=None if len(names) <= 20 else f"{len(names)} other files in {folder}",
+        wanted=f"did you mean '{folder / near[0]}'?" if near else None,
         fix="check the path; it is relative to where you are",
     )
 

@@ -6,12 +6,14 @@ import os
 import shutil
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moshi_pipe.errors import ConfigError, OutputError, closest
 from moshi_pipe.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moshi_pipe.graph.node import SessionInfo
 
 
@@ -25,16 +27,17 @@ def output_path(template: str, session: SessionInfo, suffix: str) -> Path:
         suffix: Added unless the name ends with it, such as ``.wav``.
 
     Raises:
-        ConfigError: A field that the session does not have, or a path out of the output folder.
+        ConfigError: A field that the session does not have, a template that cannot be read, no
+            name, or a path out of the output folder.
     """
     fields = {**session.meta, "id": session.id, "seed": session.seed}
-    for _, name, _, _ in _parse(template):
-        if name is not None and name not in fields:
+    for name in _field_names(template):
+        if name not in fields:
             raise ConfigError(
                 f"the output name '{template}' asks for '{name}', which this session does not have",
                 wanted=closest(name, [key for key in fields if isinstance(key, str)]),
             )
-    name = template.format(**fields)
+    name = _fill(template, fields)
     if not name.endswith(suffix):
         name += suffix
     root = session.output_dir.resolve()
@@ -64,7 +67,7 @@ def make_room(path: Path) -> None:
 def write_error(path: Path, error: Exception) -> OutputError:
     """Explain why a result file could not be written: reason, place, free space."""
     reason = getattr(error, "strerror", None) or str(error)
-    folder = next((p for p in [path, *path.parents] if p.is_dir()), Path("/"))
+    folder = next((p for p in [path, *path.parents] if os.path.isdir(p)), Path("/"))
     free = f", {format_bytes(shutil.disk_usage(folder).free)} free"
     writable = os.access(folder, os.W_OK)
     return OutputError(
@@ -74,15 +77,31 @@ def write_error(path: Path, error: Exception) -> OutputError:
     )
 
 
-def _parse(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+def _field_names(template: str) -> list[str]:
     try:
-        return [
-            (text, None if name is None else name.split(".")[0].split("[")[0], spec, conversion)
-            for text, name, spec, conversion in Formatter().parse(template)
-        ]
+        parsed = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
+        raise _unreadable(template, error) from error
+    return [name.split(".")[0].split("[")[0] for name in parsed]
+
+
+def _fill(template: str, fields: Mapping[str, Any]) -> str:
+    try:
+        name = template.format(**fields)
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise _unreadable(template, error) from error
+    if not name or name.endswith("/") or "\0" in name:
         raise ConfigError(
-            f"the output name '{template}' cannot be read",
-            got=str(error),
-            wanted="fields in braces, such as {stem}; write {{ for a brace",
-        ) from error
+            f"the output name '{template}' names no file",
+            got=repr(name),
+            wanted="a name such as {stem}",
+        )
+    return name
+
+
+def _unreadable(template: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the output name '{template}' cannot be read",
+        got=str(error),
+        wanted="fields in braces, such as {stem}; write {{ for a brace",
+    )

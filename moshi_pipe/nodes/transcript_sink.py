@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.errors import ConfigError, closest
+from moshi_pipe.errors import ConfigError, OutputError, closest
 from moshi_pipe.graph.node import SessionInfo, Sink
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 from moshi_pipe.nodes.words import Word, WordBuilder
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _CUE_PAUSE_S: Final = 1.0
 _CUE_LONGEST_S: Final = 7.0
+_CUE_SHORTEST_S: Final = 0.04  # a cue without duration is no cue
 _CUE_CHARACTERS: Final = 84  # two lines of 42, as subtitle guidelines have it
 _SENTENCE_ENDS: Final = (".", "?", "!", "…")
 
@@ -76,6 +78,7 @@ class TranscriptSink(Sink):
                     wanted=closest(name, _WRITERS),
                 )
         self.options = options
+        self._formats = list(dict.fromkeys(options.formats))
         self._session: SessionInfo | None = None
         self._words: WordBuilder | None = None
         self._writers: list[_Writer] = []
@@ -85,7 +88,7 @@ class TranscriptSink(Sink):
 
     def outputs(self, session: SessionInfo) -> list[Path]:
         """One file per format."""
-        suffixes = [f".{name}" for name in self.options.formats]
+        suffixes = [f".{name}" for name in self._formats]
         suffixes += [".tokens.jsonl"] if self.options.tokens else []
         return [output_path(self.options.path, session, suffix) for suffix in suffixes]
 
@@ -104,10 +107,14 @@ class TranscriptSink(Sink):
         self._session = session
         self._words = WordBuilder(session.tokenizer)
         paths = self.outputs(session)
-        makers = [_WRITERS[name] for name in self.options.formats]
-        self._writers = [make(path) for make, path in zip(makers, paths, strict=False)]
-        if self.options.tokens:
-            self._tokens = _JsonlWriter(paths[-1])
+        try:
+            for name, path in zip(self._formats, paths, strict=False):
+                self._writers.append(_WRITERS[name](path))
+            if self.options.tokens:
+                self._tokens = _JsonlWriter(paths[-1])
+        except OutputError:
+            self._close_writers()
+            raise
 
     async def write(self, packet: Packet) -> None:
         """Take one token.
@@ -116,7 +123,7 @@ class TranscriptSink(Sink):
             OutputError: The disk does not take a line.
         """
         session, words = self._running()
-        token = int(packet.payload)  # type: ignore[arg-type]
+        token = int(packet.payload)
         if session.tokenizer is not None and not session.tokenizer.is_control(token):
             self._num_tokens += 1
         if self._tokens is not None and session.tokenizer is not None:
@@ -132,21 +139,35 @@ class TranscriptSink(Sink):
     async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
         """Write the last word and finish the files.
 
+        A session that failed before its first frame leaves none.
+
         Raises:
             OutputError: The disk does not take it.
         """
         if self._words is None:
             return {}
-        self._put(self._words.finish())
-        writers = [*self._writers, *([self._tokens] if self._tokens else [])]
-        for writer in writers:
-            writer.close()
+        try:
+            self._put(self._words.finish())
+            for writer in self._writers:
+                writer.finish()
+        finally:
+            writers = self._close_writers()
+        begun = complete or num_frames > 0
+        if not begun:
+            for writer in writers:
+                writer.path.unlink(missing_ok=True)
         return {
             "sink": "transcript",
-            "files": [str(writer.path) for writer in writers],
+            "files": [str(writer.path) for writer in writers] if begun else [],
             "words": self._num_words,
             "tokens": self._num_tokens,
         }
+
+    def _close_writers(self) -> list[_Writer]:
+        writers = [*self._writers, *([self._tokens] if self._tokens else [])]
+        for writer in writers:
+            writer.close()
+        return writers
 
     def _put(self, words: Sequence[Word]) -> None:
         for word in words:
@@ -172,15 +193,16 @@ class TranscriptSink(Sink):
 
 
 class _Writer:
-    """A text file; every write is on disk when it returns."""
+    """A text file of whole lines or cues; every write is with the system when it returns."""
 
     header = ""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._size = 0
         make_room(path)
         try:
-            self._file: IO[str] = path.open("w", encoding="utf-8")
+            self._file = path.open("wb", buffering=0)
         except OSError as error:
             raise write_error(path, error) from error
         self.append(self.header)
@@ -192,20 +214,26 @@ class _Writer:
         self.append(json.dumps(record, ensure_ascii=False) + "\n")
 
     def append(self, text: str) -> None:
+        self.replace(self._size, text)
+
+    def replace(self, start: int, text: str) -> None:
+        """Write from the byte ``start`` on; if not all of it fits, leave nothing behind it."""
+        rest, position = memoryview(text.encode()), start
         try:
-            self._file.write(text)
-            self._file.flush()
+            while rest:
+                written = os.pwrite(self._file.fileno(), rest, position)
+                rest, position = rest[written:], position + written
         except OSError as error:
+            self._size = start
+            os.ftruncate(self._file.fileno(), start)
             raise write_error(self.path, error) from error
+        self._size = position
 
     def finish(self) -> None:
-        """Write what is held back."""
+        """Write what ends the file."""
 
     def close(self) -> None:
-        try:
-            self.finish()
-        finally:
-            self._file.close()
+        self._file.close()
 
 
 class _JsonlWriter(_Writer):
@@ -225,7 +253,10 @@ class _TextWriter(_Writer):
 
 
 class _CueWriter(_Writer):
-    """Subtitles: words gathered to cues that end with a sentence, a pause, or when full."""
+    """Subtitles: words gathered to cues that end with a sentence, a pause, or when full.
+
+    The last cue is written anew with each of its words.
+    """
 
     decimal = ","
     numbered = True
@@ -234,34 +265,35 @@ class _CueWriter(_Writer):
         self._cue: list[TimedWord] = []
         self._num_cues = 0
         super().__init__(path)
+        self._cue_start = self._size
 
     def write(self, word: TimedWord) -> None:
-        if self._cue and self._is_full(word):
-            self._put_cue()
+        if not self._cue or self._is_full(word):
+            self._cue, self._cue_start = [], self._size
+            self._num_cues += 1
         self._cue.append(word)
-        if word.text.endswith(_SENTENCE_ENDS):
-            self._put_cue()
-
-    def finish(self) -> None:
         self._put_cue()
+
+    def escape(self, text: str) -> str:
+        """Write text so that it cannot be taken for markup."""
+        return text
 
     def _is_full(self, word: TimedWord) -> bool:
         characters = sum(len(held.text) + 1 for held in self._cue) + len(word.text)
         return (
-            word.start_s - self._cue[-1].end_s > _CUE_PAUSE_S
+            self._cue[-1].text.endswith(_SENTENCE_ENDS)
+            or word.start_s - self._cue[-1].end_s > _CUE_PAUSE_S
             or word.end_s - self._cue[0].start_s > _CUE_LONGEST_S
             or characters > _CUE_CHARACTERS
         )
 
     def _put_cue(self) -> None:
-        if not self._cue:
-            return
-        self._num_cues += 1
-        start, end = (self._stamp(t) for t in (self._cue[0].start_s, self._cue[-1].end_s))
-        text = " ".join(word.text for word in self._cue)
+        start_s = self._cue[0].start_s
+        end_s = max(self._cue[-1].end_s, start_s + _CUE_SHORTEST_S)
+        text = self.escape(" ".join(word.text for word in self._cue))
         number = f"{self._num_cues}\n" if self.numbered else ""
-        self._cue = []
-        self.append(f"{number}{start} --> {end}\n{text}\n\n")
+        times = f"{self._stamp(start_s)} --> {self._stamp(end_s)}"
+        self.replace(self._cue_start, f"{number}{times}\n{text}\n\n")
 
     def _stamp(self, time_s: float) -> str:
         ms = round(time_s * 1000)
@@ -279,6 +311,9 @@ class _VttWriter(_CueWriter):
     header = "WEBVTT\n\n"
     decimal = "."
     numbered = False
+
+    def escape(self, text: str) -> str:
+        return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 _WRITERS: Final[Mapping[str, Callable[[Path], _Writer]]] = {

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from moshi_pipe.graph.node import TextTokenizer
 
 _WORD_MARK = "▁"
+_PATIENCE_FRAMES = 12  # about a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class Word:
     """A word that was spoken.
 
     Attributes:
-        text: Without blanks around it.
+        text: Without blanks around it or line breaks in it.
         first_frame: Frame of its first token.
         last_frame: Frame of its last token.
         tokens: Its token ids.
@@ -40,7 +41,8 @@ class WordBuilder:
     """Joins tokens to words: ``▁`` begins one, further pieces and bytes continue it.
 
     Byte pieces such as ``<0xC3><0xA9>`` are put together to characters; bytes that are no UTF-8
-    become U+FFFD.
+    become U+FFFD. A word is given as soon as it is known to be whole: when the next one is
+    announced or begins, or about a second after its last piece.
 
     Args:
         tokenizer: Knows the pieces.
@@ -51,22 +53,19 @@ class WordBuilder:
         self._bytes = bytearray()
         self._tokens: list[int] = []
         self._first = self._last = 0
-        self._break = True
 
     def push(self, token: int, frame: int) -> list[Word]:
         """Take one token; give the words that are now known to be whole."""
         tokenizer = self._tokenizer
+        late = bool(self._tokens) and frame - self._last > _PATIENCE_FRAMES
         if token == tokenizer.word_start_id:
-            self._break = True
-            return []
+            return self._take()
         if tokenizer.is_control(token):
-            return []
+            return self._take() if late else []
         data = piece_bytes(tokenizer, token)
-        starts = data.startswith(b" ")
-        done = self._take() if starts or self._break else []
+        done = self._take() if late or data.startswith(b" ") else []
         if not self._tokens:
             self._first = frame
-        self._break = False
         self._bytes += data
         self._tokens.append(token)
         self._last = frame
@@ -77,7 +76,7 @@ class WordBuilder:
         return self._take()
 
     def _take(self) -> list[Word]:
-        text = self._bytes.decode("utf-8", errors="replace").strip()
+        text = " ".join(self._bytes.decode("utf-8", errors="replace").split())
         tokens, self._tokens = tuple(self._tokens), []
         self._bytes.clear()
         return [Word(text, self._first, self._last, tokens)] if text else []
