@@ -249,6 +249,7 @@ class _Run:
             wall_s=round(result.wall_s, 4),
             seed=result.seed,
             input=result.meta.get("path"),
+            warnings=list(result.warnings),
             files=[file for sink in result.sinks for file in sink.get("files", ())],
             error=None if result.failure is None else str(result.failure),
             exit_code=0 if result.failure is None else result.failure.exit_code,

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import moshi_pipe
 from moshi_pipe.errors import OutputError, SessionError
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 _PACKAGES: Final = (
+    "moshi-pipe",
     "torch",
     "numpy",
     "hydra-core",
@@ -166,7 +166,7 @@ class RunReport:
 def versions() -> dict[str, str]:
     """Versions of what a run depends on, without importing it."""
     found = {
-        "moshi-pipe": moshi_pipe.__version__,
+        "moshi-pipe": "a source tree",  # unless installed
         "python": platform.python_version(),
         "platform": platform.platform(),
     }

@@ -332,3 +332,25 @@ def test_a_multirun_repeats_with_each_value(tmp_path: Path) -> None:
     reports = [read_json(f"moshi-out/{i}/run.json") for i in range(2)]
     assert [report["seed"] for report in reports] == [1, 2]
     assert all(Path(f"moshi-out/{i}/a.wav").exists() for i in range(2))
+
+
+def test_an_answer_is_as_long_as_its_recording(tmp_path: Path) -> None:
+    for name, rate, seconds in (("a", 24_000, 0.777), ("b", 44_100, 1.2345)):
+        write_babble(tmp_path / "in" / f"{name}.wav", seconds, 1, rate)
+
+    assert run("source.path=in", "sink=[file]", "tail_s=0.5", "engine.slots=4") == 0
+
+    assert len(samples("moshi-out/a.wav")) == round(1.277 * 24_000)
+    assert abs(len(samples("moshi-out/b.wav")) - round(1.7345 * 24_000)) <= 1
+    assert read_json("moshi-out/a.json")["audio_s"] == pytest.approx(1.277)
+
+
+def test_a_recording_that_was_cut_off_is_told(tmp_path: Path) -> None:
+    path = write_babble(tmp_path / "a.wav", 1.0)
+    path.write_bytes(path.read_bytes()[:30_000])
+
+    assert run("source.path=a.wav", "sink=[file]") == 0
+
+    (session,) = read_json("moshi-out/run.json")["sessions"]
+    assert session["status"] == "done"
+    assert "is cut off: only the first 0.6 s of 1.0 s were read" in session["warnings"][0]

@@ -18,6 +18,7 @@ from moshi_pipe.engine.ring import Ring
 from moshi_pipe.engine.session import Session
 from moshi_pipe.errors import InputError, MoshiPipeError, OutputError, SessionError
 from moshi_pipe.graph.format import Audio, Codes, Format, Text
+from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
 from moshi_pipe.units import NS_PER_SECOND
 
@@ -58,10 +59,12 @@ class SessionResult:
         meta: From the source.
         seed: Its seed.
         num_frames: Frames processed.
-        audio_s: Their duration in seconds.
+        audio_s: Their duration in seconds, without padding.
+        padding_s: How much of the last frame only fills it up.
         wall_s: From opening its sinks to closing them.
         complete: Whether it ran to its end.
         failure: Why not; None also when it was interrupted.
+        warnings: What the source has to say about its input.
         sinks: What each sink reports.
         counters: Of its rings.
     """
@@ -71,9 +74,11 @@ class SessionResult:
     seed: int
     num_frames: int = 0
     audio_s: float = 0.0
+    padding_s: float = 0.0
     wall_s: float = 0.0
     complete: bool = False
     failure: MoshiPipeError | None = None
+    warnings: list[str] = field(default_factory=list)
     sinks: list[Mapping[str, Any]] = field(default_factory=list)
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -188,7 +193,7 @@ class Edge:
                 await sink.open(plan.info)
                 opened.append(sink)
             self._observer.on_open(item, plan)
-            await self._converse(item, plan, session, submitted)
+            await self._converse(item, plan, session, submitted, result)
         except MoshiPipeError as error:
             session.failure = session.failure or error
         except OSError as error:
@@ -196,7 +201,10 @@ class Edge:
         result.failure = session.failure
         result.complete = session.failure is None and not session.cancelled
         result.num_frames = session.num_frames
-        result.audio_s = session.num_frames * plan.info.frame_s
+        if session.num_frames != session.inbox.counters.put:  # cut short, or the model spoke on
+            result.padding_s = 0.0
+        result.audio_s = session.num_frames * plan.info.frame_s - result.padding_s
+        result.warnings = list(item.warnings)
         await self._close_sinks(opened, result)
         result.wall_s = time.monotonic() - start
         result.counters = {
@@ -207,7 +215,12 @@ class Edge:
         return result
 
     async def _converse(
-        self, item: SessionInput, plan: SessionPlan, session: Session, submitted: asyncio.Event
+        self,
+        item: SessionInput,
+        plan: SessionPlan,
+        session: Session,
+        submitted: asyncio.Event,
+        result: SessionResult,
     ) -> None:
         """Feed and drain until the outbox has ended."""
         loop = asyncio.get_running_loop()
@@ -217,7 +230,7 @@ class Edge:
         self._open[session.id] = session
         self._engine.submit(session)
         submitted.set()
-        feeder = asyncio.create_task(self._feed(item, plan, session, room))
+        feeder = asyncio.create_task(self._feed(item, plan, session, room, result))
         try:
             await self._drain(plan, session, news)
         except (MoshiPipeError, OSError) as error:
@@ -235,10 +248,15 @@ class Edge:
             del self._open[session.id]
 
     async def _feed(
-        self, item: SessionInput, plan: SessionPlan, session: Session, room: asyncio.Event
+        self,
+        item: SessionInput,
+        plan: SessionPlan,
+        session: Session,
+        room: asyncio.Event,
+        result: SessionResult,
     ) -> None:
         try:
-            async for frame in self._frames(item, plan):
+            async for frame in self._frames(item, plan, result):
                 while not session.inbox.put(0, {self._input_name: frame}):
                     if session.inbox.ended:
                         return
@@ -257,7 +275,7 @@ class Edge:
             )
 
     async def _frames(
-        self, item: SessionInput, plan: SessionPlan
+        self, item: SessionInput, plan: SessionPlan, result: SessionResult
     ) -> AsyncIterator[npt.NDArray[Any]]:
         """What the engine takes: whole frames of audio, or columns of codes."""
         wanted = self._input_format
@@ -276,11 +294,13 @@ class Edge:
                 wanted.frame_size,
                 lead_s=plan.lead_s,
                 tail_s=plan.tail_s,
+                what=f"the audio of session {item.id}",
             )
             async for chunk_CN in stream:
                 for frame in reframer.push(chunk_CN):
                     yield frame
             for frame in reframer.finish():
+                result.padding_s = reframer.padding / wanted.sample_rate
                 yield frame
 
     async def _drain(self, plan: SessionPlan, session: Session, news: asyncio.Event) -> None:
@@ -309,9 +329,10 @@ class Edge:
         return Packet(output=output, frame=frame, pts_ns=pts_ns, payload=payload)
 
     async def _close_sinks(self, opened: Sequence[Sink], result: SessionResult) -> None:
+        end = SessionEnd(result.num_frames, result.complete, result.padding_s)
         for sink in opened:
             try:
-                report = await sink.close(result.num_frames, complete=result.complete)
+                report = await sink.close(end)
             except (MoshiPipeError, OSError) as error:
                 result.complete = False
                 if result.failure is None:

@@ -29,6 +29,10 @@ class Reframer:
         frame_size: Samples per frame.
         lead_s: Silence before the audio, in seconds.
         tail_s: Silence after it, in seconds.
+        what: What errors call the audio.
+
+    Attributes:
+        padding: Samples that fill the last frame, once it was given.
     """
 
     def __init__(
@@ -39,7 +43,10 @@ class Reframer:
         *,
         lead_s: float = 0.0,
         tail_s: float = 0.0,
+        what: str = "the audio",
     ) -> None:
+        self.padding = 0
+        self._what = what
         self._resampler = None
         if sample_rate_in != sample_rate:
             import soxr
@@ -61,7 +68,7 @@ class Reframer:
             return
         mono_N = chunk_CN[0] if chunk_CN.shape[0] == 1 else chunk_CN.mean(axis=0, dtype=np.float32)
         if not np.isfinite(mono_N).all():
-            raise InputError("the audio has samples that are NaN or infinite")
+            raise InputError(f"{self._what} has samples that are NaN or infinite")
         if self._resampler is not None:
             mono_N = self._resampler.resample_chunk(np.ascontiguousarray(mono_N, dtype=np.float32))
         yield from self._cut(mono_N)
@@ -74,11 +81,12 @@ class Reframer:
             )
         yield from self._cut(np.zeros(self._tail, dtype=np.float32))
         if self._rest.size:
-            yield from self._cut(np.zeros(self._frame_size - self._rest.size, dtype=np.float32))
+            self.padding = self._frame_size - self._rest.size
+            yield from self._cut(np.zeros(self.padding, dtype=np.float32))
 
     def _cut(self, samples_N: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
         joined_N = np.concatenate([self._rest, samples_N]) if self._rest.size else samples_N
         whole = joined_N.size // self._frame_size * self._frame_size
-        self._rest = joined_N[whole:]
+        self._rest = joined_N[whole:].copy()  # the chunk is its giver's, who may fill it anew
         for start in range(0, whole, self._frame_size):
             yield joined_N[None, start : start + self._frame_size]

@@ -101,19 +101,15 @@ class Ring:
             the row was then not taken.
         """
         with self._lock:
-            if self._ended or not self._make_room():
+            if self._ended:
                 return False
-            index = (self._first + self._length) % self.capacity
-            for name, array in self._arrays.items():
-                self._present[name][index] = name in values
-                if name in values:
-                    array[index] = values[name]
-            self._stamps[index] = stamp
-            self._length += 1
-            self.counters.put += 1
-            self.counters.longest = max(self.counters.longest, self._length)
-        self._on_put()
-        return True
+            accepted = self._make_room()
+            if accepted:
+                self._append(stamp, values)
+            ended = self._ended
+        if accepted or ended:
+            self._on_put()
+        return accepted
 
     def take(self) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:
         """Take the oldest row, copied; None when there is none."""
@@ -168,6 +164,17 @@ class Ring:
 
     def __len__(self) -> int:
         return self._length
+
+    def _append(self, stamp: int, values: Mapping[str, Any]) -> None:
+        index = (self._first + self._length) % self.capacity
+        for name, array in self._arrays.items():
+            self._present[name][index] = name in values
+            if name in values:
+                array[index] = values[name]
+        self._stamps[index] = stamp
+        self._length += 1
+        self.counters.put += 1
+        self.counters.longest = max(self.counters.longest, self._length)
 
     def _make_room(self) -> bool:
         if self._length < self.capacity:

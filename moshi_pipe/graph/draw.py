@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from html import escape
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,8 @@ _PORT: Final = 36
 _MARGIN: Final = 24
 _TITLE: Final = 34
 _LANE: Final = 13  # between links that pass below boxes
+_LETTERS: Final = 24  # of a name that has a row of a box to itself
+_SMALL_LETTERS: Final = 38
 
 _STYLE: Final = """
   text { font: 14px system-ui, sans-serif; fill: #1c2733; }
@@ -52,7 +55,11 @@ def draw_text(graph: Graph) -> str:
     """Draw a graph with line characters, in firing order, at most 80 columns wide."""
     feeds = {link.target: link.source for link in graph.links}
     goes_to = _destinations(graph)
-    blocks = [graph.name, "", *_box(graph.input, [], [_out_row(graph, graph.input, goes_to)])]
+    blocks = [
+        _cut(graph.name, _WIDTH),
+        "",
+        *_box(graph.input, [], [_out_row(graph, graph.input, goes_to)]),
+    ]
     for name in _order(graph):
         ports = graph.ports[name]
         takes = [f"{port} ◀─ {feeds[f'{name}.{port}']}" for port in ports.inputs]
@@ -62,9 +69,18 @@ def draw_text(graph: Graph) -> str:
 
 
 def _order(graph: Graph) -> tuple[str, ...]:
-    """Firing order; nodes that feed no output come last."""
+    """Firing order; nodes that feed no output come last, each behind what feeds it."""
     fired = make_schedule(graph).order
-    return (*fired, *sorted(set(graph.nodes) - set(fired)))
+    before: dict[str, set[str]] = {node: set() for node in graph.nodes}
+    for link in graph.links:
+        before[_name(link.target)] |= {_name(link.source)} - {graph.input}
+    ordered = TopologicalSorter({node: sorted(before[node]) for node in sorted(before)})
+    return (*fired, *(node for node in ordered.static_order() if node not in fired))
+
+
+def _name(place: str) -> str:
+    """The node of a place, or the input itself."""
+    return place.partition(".")[0]
 
 
 def _destinations(graph: Graph) -> dict[str, list[str]]:
@@ -87,27 +103,32 @@ def _out_row(graph: Graph, place: str, goes_to: Mapping[str, Sequence[str]]) -> 
 def _box(title: str, takes: Sequence[str], gives: Sequence[tuple[str, str]]) -> list[str]:
     """Lines of one box; a format that does not fit beside its row goes under it."""
     room = _WIDTH - 4
-    rows = list(takes)
+    rows = [part for row in takes for part in _folded(row, room)]
     for left, right in gives:
         if len(left) + 2 + len(right) <= room:
             rows.append(f"{left}{right:>{room - len(left)}}")
         else:
-            rows += [*_folded(left, room), f"{right:>{room}}"]
-    head = f"┌─ {title} " if len(title) < room else f"┌─ {title[: room - 1]}… "
+            rows += [*_folded(left, room), f"{_cut(right, room):>{room}}"]
+    head = f"┌─ {_cut(title, room - 1)} "
     lines = [f"{head:─<{_WIDTH - 1}}┐"]
     lines += [f"│ {row:<{room}} │" for row in rows]
     return [*lines, "└" + "─" * (_WIDTH - 2) + "┘"]
 
 
 def _folded(text: str, room: int) -> list[str]:
-    """A row broken at its blanks."""
+    """A row broken at its blanks, every part at most ``room`` wide."""
     lines, line = [], ""
-    for word in text.split(" "):
+    for word in (_cut(word, room - 3) for word in text.split(" ")):
         if line and len(line) + 1 + len(word) > room:
             lines.append(line)
             line = "  "
         line = f"{line} {word}" if line else word
     return [*lines, line]
+
+
+def _cut(text: str, room: int) -> str:
+    """A text that does not fit loses its end to an ellipsis."""
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 @dataclass(slots=True)
@@ -155,9 +176,9 @@ def _cards(graph: Graph) -> dict[str, _Card]:
     ranks = {graph.input: 0}
     feeds: dict[str, list[str]] = defaultdict(list)
     for link in graph.links:
-        feeds[link.target.partition(".")[0]].append(link.source.partition(".")[0])
+        feeds[_name(link.target)].append(_name(link.source))
     for name in _order(graph):
-        ranks[name] = 1 + max((ranks.get(source, 0) for source in feeds[name]), default=0)
+        ranks[name] = 1 + max((ranks[source] for source in feeds[name]), default=0)
     given = [(graph.input, str(graph.input_format))]
     cards = {graph.input: _Card(graph.input, "input", [], given, 0)}
     for name in _order(graph):
@@ -191,7 +212,9 @@ def _links(graph: Graph, cards: Mapping[str, _Card]) -> tuple[list[str], float]:
 
     A curve that skips columns goes below their boxes, each at a height of its own.
     """
-    lane = max((c.y + c.height for c in cards.values() if c.takes and c.gives), default=0.0)
+    last = max(card.column for card in cards.values())
+    between = [card for card in cards.values() if 0 < card.column < last]
+    lane = max((card.y + card.height for card in between), default=0.0)
     ends = [(link.source, link.target) for link in graph.links]
     ends += [(place, f"outputs .{name}") for name, place in graph.outputs.items()]
     lines = []
@@ -234,19 +257,22 @@ def _card(card: _Card) -> str:
     lines = [
         f'<rect class="{kind}" x="{card.x:g}" y="{card.y:g}" width="{_BOX_WIDTH}" '
         f'height="{card.height:g}" rx="8"/>',
-        f'<text class="name" x="{card.x + 12:g}" y="{card.y + 22:g}">{escape(card.name)}</text>',
-        f'<text class="small" x="{card.x + 12:g}" y="{card.y + 37:g}">{escape(card.kind)}</text>',
+        f'<text class="name" x="{card.x + 12:g}" y="{card.y + 22:g}">'
+        f"{escape(_cut(card.name, _LETTERS))}</text>",
+        f'<text class="small" x="{card.x + 12:g}" y="{card.y + 37:g}">'
+        f"{escape(_cut(card.kind, _SMALL_LETTERS))}</text>",
     ]
+    room = _LETTERS // 2 if card.takes and card.gives else _LETTERS
     for row, port in enumerate(card.takes):
         y = card.port_y(row) + 4
-        lines.append(f'<text x="{card.x + 12:g}" y="{y:g}">{escape(port)}</text>')
+        lines.append(f'<text x="{card.x + 12:g}" y="{y:g}">{escape(_cut(port, room))}</text>')
     for row, (port, form) in enumerate(card.gives):
         x, y = card.x + _BOX_WIDTH - 12, card.port_y(row) + 4
-        lines.append(f'<text x="{x:g}" y="{y:g}" text-anchor="end">{escape(port)}</text>')
-        lines.append(
+        lines += [
+            f'<text x="{x:g}" y="{y:g}" text-anchor="end">{escape(_cut(port, room))}</text>',
             f'<text class="small" x="{x:g}" y="{y + 14:g}" text-anchor="end">'
-            f"{escape(_short(form))}</text>"
-        )
+            f"{escape(_cut(_short(form), _SMALL_LETTERS))}</text>",
+        ]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
@@ -13,7 +14,17 @@ from moshi_pipe.graph.format import Audio, Codes, Format, Text, differing_fields
 if TYPE_CHECKING:
     from moshi_pipe.models.spec import CodecSpec, LMSpec
 
-_KEYS: Final = ("name", "nodes", "inputs", "links", "outputs")
+_SHAPES: Final = {
+    "nodes": ("table", "nodes: {NAME: {kind: KIND}}"),
+    "inputs": ("list", "inputs: [user_audio]"),
+    "links": ("list", "links: [a.port -> b.port]"),
+    "outputs": ("table", "outputs: {NAME: node.port}"),
+}
+_KEYS: Final = ("name", *_SHAPES)
+_NODE_KEYS: Final = ("kind",)
+
+# A dot parts a node from its port.
+_NAME: Final = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +88,9 @@ class Graph:
 
 def kinds_needed(config: Mapping[str, Any]) -> set[str]:
     """Kinds of nodes that a graph's config names; for finding out which model files are needed."""
-    nodes = config.get("nodes") or {}
-    return {str((entry or {}).get("kind")) for entry in nodes.values()}
+    nodes = config.get("nodes")
+    entries = nodes.values() if isinstance(nodes, Mapping) else ()
+    return {str(entry.get("kind")) for entry in entries if isinstance(entry, Mapping)}
 
 
 def model_ports(codec: CodecSpec | None, lm: LMSpec | None) -> dict[str, Ports]:
@@ -132,8 +144,7 @@ class _Checker:
         self.ports: dict[str, Ports] = {}
 
     def check(self) -> Graph:
-        for key in sorted(set(self.config) - set(_KEYS)):
-            self.fail(f"unknown key '{key}'", wanted=closest(key, _KEYS))
+        self.check_keys()
         self.read_nodes()
         self.stop_on_errors()
         inputs = self.read_inputs()
@@ -162,26 +173,56 @@ class _Checker:
             rows = "\n".join(f"- {error}" for error in self.errors)
             raise GraphError(f"graph '{self.name}' has {len(self.errors)} mistakes\n{rows}")
 
+    def check_keys(self) -> None:
+        for key in sorted(str(key) for key in self.config if key not in _KEYS):
+            self.fail(f"unknown key '{key}'", wanted=closest(key, _KEYS))
+        readable = True
+        for key, (shape, wanted) in _SHAPES.items():
+            value = self.config.get(key)
+            fits = isinstance(value, Mapping if shape == "table" else (list, tuple))
+            if value is not None and not fits:
+                self.fail(f"'{key}' is not a {shape}", got=str(value), wanted=wanted)
+                readable = False
+        if not readable:
+            self.stop_on_errors()
+
+    def check_name(self, what: str, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            self.fail(f"{what} cannot be called '{name}'", wanted="letters, digits, '_' and '-'")
+
     def read_nodes(self) -> None:
         nodes = self.config.get("nodes")
-        if not isinstance(nodes, Mapping) or not nodes:
-            self.fail("it has no nodes", wanted="nodes: {NAME: {kind: KIND}}")
+        if not nodes:
+            self.fail("it has no nodes", wanted=_SHAPES["nodes"][1])
             return
         for name, entry in nodes.items():
-            kind = (entry or {}).get("kind") if isinstance(entry, Mapping) else None
-            if kind not in self.kinds:
-                got = "no kind" if kind is None else f"kind '{kind}'"
-                wanted = closest(str(kind), self.kinds)
-                self.fail(f"node '{name}' is of no known kind", got=got, wanted=wanted)
-                continue
-            self.nodes[name] = str(kind)
-            self.ports[name] = self.kinds[str(kind)]
+            self.check_name("a node", str(name))
+            self.read_node(str(name), entry)
+
+    def read_node(self, name: str, entry: Any) -> None:
+        if not isinstance(entry, Mapping):
+            self.fail(f"node '{name}' is not a table", got=str(entry), wanted="{kind: KIND}")
+            return
+        for key in sorted(str(key) for key in entry if key not in _NODE_KEYS):
+            self.fail(f"node '{name}' has an unknown key '{key}'", wanted=closest(key, _NODE_KEYS))
+        kind = str(entry.get("kind") or "")
+        if kind not in self.kinds:
+            got = f"kind '{kind}'" if kind else "no kind"
+            wanted = closest(kind, self.kinds)
+            self.fail(f"node '{name}' is of no known kind", got=got, wanted=wanted)
+            return
+        self.nodes[name] = kind
+        self.ports[name] = self.kinds[kind]
 
     def read_inputs(self) -> list[str]:
         inputs = [str(name) for name in self.config.get("inputs") or []]
         if len(inputs) != 1:
             got = ", ".join(inputs) or "none"
-            self.fail("it needs exactly one input", got=got, wanted="inputs: [user_audio]")
+            self.fail("it needs exactly one input", got=got, wanted=_SHAPES["inputs"][1])
+        for name in inputs:
+            self.check_name("an input", name)
+            if name in self.nodes:
+                self.fail(f"input '{name}' has the name of a node", wanted="a name of its own")
         return inputs
 
     def read_links(self) -> list[Link]:
@@ -230,7 +271,8 @@ class _Checker:
             if source in self.nodes:
                 before[link.target.partition(".")[0]].add(source)
         try:
-            TopologicalSorter(before).prepare()
+            # Sorted, so that the same graph is always told the same way.
+            TopologicalSorter({node: sorted(names) for node, names in before.items()}).prepare()
         except CycleError as error:
             path = " -> ".join(reversed(error.args[1]))
             self.fail("its links form a cycle", got=path, wanted="every link pointing onward")
@@ -239,8 +281,9 @@ class _Checker:
         known = [*inputs, *self.places("outputs")]
         outputs = {str(k): str(v) for k, v in (self.config.get("outputs") or {}).items()}
         if not outputs:
-            self.fail("it has no outputs", wanted="outputs: {NAME: node.port}")
+            self.fail("it has no outputs", wanted=_SHAPES["outputs"][1])
         for name, place in outputs.items():
+            self.check_name("an output", name)
             if place not in known:
                 self.fail(
                     f"output '{name}' comes from nowhere", got=place, wanted=closest(place, known)

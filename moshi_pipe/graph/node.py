@@ -125,6 +125,22 @@ class TextTokenizer(Protocol):
         """Whether the token carries no text: unknown, padding, begin and end of sequence."""
 
 
+@dataclass(frozen=True, slots=True)
+class SessionEnd:
+    """How a session ended.
+
+    Attributes:
+        num_frames: Frames that it lasted; time-aligned sinks pad to this.
+        complete: False when it failed or was interrupted.
+        padding_s: How much of the last frame only fills it up; a time-aligned sink leaves it out,
+            so that its result is as long as the input.
+    """
+
+    num_frames: int
+    complete: bool = True
+    padding_s: float = 0.0
+
+
 class Sink(ABC):
     """Takes the outputs of one session; one instance per session.
 
@@ -150,12 +166,11 @@ class Sink(ABC):
         """Take one packet. Packets of one output come in frame order."""
 
     @abstractmethod
-    async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
+    async def close(self, end: SessionEnd) -> Mapping[str, Any]:
         """Finish.
 
         Args:
-            num_frames: Frames that the session lasted; time-aligned sinks pad to this.
-            complete: False when the session failed or was interrupted.
+            end: How the session ended.
 
         Returns:
             What the report says about this sink: ``files`` (absolute paths) and counts.

@@ -16,7 +16,7 @@ import numpy as np
 
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.format import Codes
-from moshi_pipe.graph.node import SessionInfo, Sink
+from moshi_pipe.graph.node import SessionEnd, SessionInfo, Sink
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class CodesSink(Sink):
             self._row[0] = 1
             self._row[2:] = packet.payload
 
-    async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
+    async def close(self, end: SessionEnd) -> Mapping[str, Any]:
         """Write the file, but for a session that failed before its first frame.
 
         Raises:
@@ -118,9 +118,9 @@ class CodesSink(Sink):
         """
         if self._session is None or self._form is None:
             return {}
-        if not complete and not num_frames:
+        if not end.complete and not end.num_frames:
             return {"sink": "codes", "files": [], "frames": 0}
-        self._next_row(num_frames)
+        self._next_row(end.num_frames)
         rows = np.frombuffer(self._rows, dtype=np.int32).reshape(-1, self._row.size)
         dtype = np.int16 if self._form.cardinality <= 2**15 else np.int32
         tensors = {

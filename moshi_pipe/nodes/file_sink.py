@@ -10,7 +10,7 @@ import numpy as np
 
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.format import Audio
-from moshi_pipe.graph.node import SessionInfo, Sink
+from moshi_pipe.graph.node import SessionEnd, SessionInfo, Sink
 from moshi_pipe.nodes.audio_writer import FORMATS, AudioWriter, open_writer
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 
@@ -69,6 +69,7 @@ class FileSink(Sink):
         self.takes = _OUTPUTS if options.stereo else (options.output,)
         self._path = Path()
         self._latency_ms = 0.0
+        self._sample_rate = 0
         self._writer: AudioWriter | None = None
         self._row_CN: npt.NDArray[np.float32] = np.zeros((1, 1), dtype=np.float32)
         self._frame = -1  # of the row, which is not on disk yet
@@ -97,6 +98,7 @@ class FileSink(Sink):
             raise ConfigError(f"output '{self.takes[0]}' is no audio", got=str(form))
         self._path = self.outputs(session)[0]
         self._latency_ms = session.latency_ms
+        self._sample_rate = form.sample_rate
         self._row_CN = np.zeros((len(self.takes), form.frame_size), dtype=np.float32)
         make_room(self._path)
         try:
@@ -120,8 +122,8 @@ class FileSink(Sink):
         self._advance_to(packet.frame)
         self._row_CN[self.takes.index(packet.output)] = np.clip(samples, -1, 1)
 
-    async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
-        """Fill up with silence to the session's length and finish the file.
+    async def close(self, end: SessionEnd) -> Mapping[str, Any]:
+        """Fill up with silence to the session's length, less its padding, and finish the file.
 
         A session that failed before its first frame leaves no file.
 
@@ -132,14 +134,15 @@ class FileSink(Sink):
             return {}
         try:
             if not self._broken:
-                self._advance_to(num_frames)
+                self._advance_to(end.num_frames - 1)
+                self._write_row(self._row_CN.shape[1] - round(end.padding_s * self._sample_rate))
         finally:
             writer, self._writer = self._writer, None
             try:
                 writer.close()
             except OSError as error:
                 raise write_error(self._path, error) from error
-        begun = complete or num_frames > 0
+        begun = end.complete or end.num_frames > 0
         if not begun:
             self._path.unlink(missing_ok=True)
         return {
@@ -151,12 +154,16 @@ class FileSink(Sink):
 
     def _advance_to(self, frame: int) -> None:
         """Write the row that is whole, and silence for those that did not come."""
-        while self._writer is not None and self._frame < frame:
-            if self._frame >= 0:
-                try:
-                    self._writer.write(self._row_CN)
-                except OSError as error:
-                    self._broken = True  # a part of the row may be there: nothing fits behind it
-                    raise write_error(self._path, error) from error
-                self._row_CN[:] = 0
+        while self._frame < frame:
+            self._write_row(self._row_CN.shape[1])
             self._frame += 1
+
+    def _write_row(self, num_samples: int) -> None:
+        if self._writer is None or self._frame < 0:
+            return
+        try:
+            self._writer.write(self._row_CN[:, :num_samples])
+        except OSError as error:
+            self._broken = True  # a part of the row may be there: nothing fits behind it
+            raise write_error(self._path, error) from error
+        self._row_CN[:] = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import ConfigError, OutputError, closest
-from moshi_pipe.graph.node import SessionInfo, Sink
+from moshi_pipe.graph.node import SessionEnd, SessionInfo, Sink
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 from moshi_pipe.nodes.words import Word, WordBuilder
 
@@ -32,12 +32,10 @@ class TranscriptOptions:
     Attributes:
         path: Name of the files under ``output_dir``, without their endings.
         formats: Any of ``jsonl`` (one word a line, with times), ``txt``, ``srt`` and ``vtt``.
-        tokens: Also write ``.tokens.jsonl``: every token with its piece and frame.
     """
 
     path: str = "{stem}"
     formats: list[str] = field(default_factory=lambda: ["jsonl", "txt"])
-    tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +46,13 @@ class TimedWord:
         text: The word.
         start_s: When its first token was made.
         end_s: When the frame of its last token ended.
-        tokens: Its token ids.
+        tokens: Its tokens: id, piece, and when each was made.
     """
 
     text: str
     start_s: float
     end_s: float
-    tokens: tuple[int, ...]
+    tokens: tuple[tuple[int, str, float], ...]
 
 
 class TranscriptSink(Sink):
@@ -82,14 +80,12 @@ class TranscriptSink(Sink):
         self._session: SessionInfo | None = None
         self._words: WordBuilder | None = None
         self._writers: list[_Writer] = []
-        self._tokens: _Writer | None = None
         self._num_words = 0
         self._num_tokens = 0
 
     def outputs(self, session: SessionInfo) -> list[Path]:
         """One file per format."""
         suffixes = [f".{name}" for name in self._formats]
-        suffixes += [".tokens.jsonl"] if self.options.tokens else []
         return [output_path(self.options.path, session, suffix) for suffix in suffixes]
 
     async def open(self, session: SessionInfo) -> None:
@@ -110,8 +106,6 @@ class TranscriptSink(Sink):
         try:
             for name, path in zip(self._formats, paths, strict=False):
                 self._writers.append(_WRITERS[name](path))
-            if self.options.tokens:
-                self._tokens = _JsonlWriter(paths[-1])
         except OutputError:
             self._close_writers()
             raise
@@ -126,17 +120,9 @@ class TranscriptSink(Sink):
         token = int(packet.payload)
         if session.tokenizer is not None and not session.tokenizer.is_control(token):
             self._num_tokens += 1
-        if self._tokens is not None and session.tokenizer is not None:
-            record = {
-                "frame": packet.frame,
-                "time_s": self._time_s(packet.frame),
-                "token": token,
-                "piece": session.tokenizer.piece(token),
-            }
-            self._tokens.write_record(record)
         self._put(words.push(token, packet.frame))
 
-    async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
+    async def close(self, end: SessionEnd) -> Mapping[str, Any]:
         """Write the last word and finish the files.
 
         A session that failed before its first frame leaves none.
@@ -151,23 +137,21 @@ class TranscriptSink(Sink):
             for writer in self._writers:
                 writer.finish()
         finally:
-            writers = self._close_writers()
-        begun = complete or num_frames > 0
+            self._close_writers()
+        begun = end.complete or end.num_frames > 0
         if not begun:
-            for writer in writers:
+            for writer in self._writers:
                 writer.path.unlink(missing_ok=True)
         return {
             "sink": "transcript",
-            "files": [str(writer.path) for writer in writers] if begun else [],
+            "files": [str(writer.path) for writer in self._writers] if begun else [],
             "words": self._num_words,
             "tokens": self._num_tokens,
         }
 
-    def _close_writers(self) -> list[_Writer]:
-        writers = [*self._writers, *([self._tokens] if self._tokens else [])]
-        for writer in writers:
+    def _close_writers(self) -> None:
+        for writer in self._writers:
             writer.close()
-        return writers
 
     def _put(self, words: Sequence[Word]) -> None:
         for word in words:
@@ -176,10 +160,14 @@ class TranscriptSink(Sink):
                 word.text,
                 self._time_s(word.first_frame),
                 self._time_s(word.last_frame + 1),
-                word.tokens,
+                tuple((t, self._piece(t), self._time_s(frame)) for t, frame in word.tokens),
             )
             for writer in self._writers:
                 writer.write(timed)
+
+    def _piece(self, token: int) -> str:
+        session, _ = self._running()
+        return session.tokenizer.piece(token) if session.tokenizer else ""
 
     def _time_s(self, frame: int) -> float:
         session, _ = self._running()
@@ -210,9 +198,6 @@ class _Writer:
     def write(self, word: TimedWord) -> None:
         raise NotImplementedError
 
-    def write_record(self, record: Mapping[str, Any]) -> None:
-        self.append(json.dumps(record, ensure_ascii=False) + "\n")
-
     def append(self, text: str) -> None:
         self.replace(self._size, text)
 
@@ -238,7 +223,11 @@ class _Writer:
 
 class _JsonlWriter(_Writer):
     def write(self, word: TimedWord) -> None:
-        self.write_record({"start_s": word.start_s, "end_s": word.end_s, "text": word.text})
+        tokens = [
+            {"token": t, "piece": piece, "time_s": time_s} for t, piece, time_s in word.tokens
+        ]
+        record = {"start_s": word.start_s, "end_s": word.end_s, "text": word.text}
+        self.append(json.dumps({**record, "tokens": tokens}, ensure_ascii=False) + "\n")
 
 
 class _TextWriter(_Writer):

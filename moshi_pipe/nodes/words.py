@@ -20,13 +20,13 @@ class Word:
         text: Without blanks around it or line breaks in it.
         first_frame: Frame of its first token.
         last_frame: Frame of its last token.
-        tokens: Its token ids.
+        tokens: Its tokens, each with its frame.
     """
 
     text: str
     first_frame: int
     last_frame: int
-    tokens: tuple[int, ...]
+    tokens: tuple[tuple[int, int], ...]
 
 
 def piece_bytes(tokenizer: TextTokenizer, token: int) -> bytes:
@@ -51,7 +51,7 @@ class WordBuilder:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._bytes = bytearray()
-        self._tokens: list[int] = []
+        self._tokens: list[tuple[int, int]] = []
         self._first = self._last = 0
 
     def push(self, token: int, frame: int) -> list[Word]:
@@ -67,7 +67,7 @@ class WordBuilder:
         if not self._tokens:
             self._first = frame
         self._bytes += data
-        self._tokens.append(token)
+        self._tokens.append((token, frame))
         self._last = frame
         return done
 

@@ -72,6 +72,54 @@ def test_a_missing_value_stays_missing_when_the_row_is_used_again() -> None:
     assert set(taken[1]) == {"b"}
 
 
+@pytest.mark.parametrize(
+    ("policy", "accepted", "kept", "dropped"),
+    [
+        ("block", [True, True, True, False, False], [0, 1, 2], 0),
+        ("drop_oldest", [True] * 5, [2, 3, 4], 2),
+        ("close", [True, True, True, False, False], [0, 1, 2], 1),
+    ],
+)
+def test_a_full_ring_does_what_its_policy_says(
+    policy: str, accepted: list[bool], kept: list[int], dropped: int
+) -> None:
+    ring = make_ring(policy)
+
+    assert [ring.put(stamp, {"b": stamp}) for stamp in range(5)] == accepted
+    assert ring.full
+    assert ring.ended == (policy == "close")
+    assert [taken[0] for taken in iter(ring.take, None)] == kept
+    assert ring.counters.dropped == dropped
+    assert ring.finished == (policy == "close")
+
+
+def test_the_listener_hears_of_rows_and_of_the_end_and_never_of_a_refusal() -> None:
+    heard: list[str] = []
+    ring = make_ring(capacity=1)
+    ring.listen(on_put=lambda: heard.append("put"), on_take=lambda: heard.append("take"))
+
+    ring.put(0, {})
+    ring.put(1, {})
+    ring.take()
+    ring.take()
+    ring.end()
+    ring.put(2, {})
+
+    assert heard == ["put", "take", "put"]
+
+
+def test_the_listener_hears_that_a_full_ring_closed_itself() -> None:
+    ended: list[bool] = []
+    ring = make_ring("close", capacity=1)
+    ring.listen(on_put=lambda: ended.append(ring.ended))
+
+    ring.put(0, {})
+    ring.put(1, {})
+    ring.put(2, {})
+
+    assert ended == [False, True]
+
+
 def test_what_is_put_is_copied() -> None:
     ring = make_ring()
     value = np.ones(2, np.float32)
@@ -109,11 +157,44 @@ def test_two_threads_pass_every_row_in_order() -> None:
     producer.join()
 
     assert seen == list(range(count))
+    assert (ring.counters.put, ring.counters.taken) == (count, count)
     assert ring.counters.longest <= 4
 
 
+def test_between_two_threads_every_row_is_taken_or_counted_as_dropped() -> None:
+    ring = make_ring("drop_oldest", capacity=2)
+    count = 5000
+
+    def produce() -> None:
+        for i in range(count):
+            ring.put(i, {"a": np.full(2, i)})
+        ring.end()
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    seen = []
+    out = np.zeros(2, np.float32)
+    while not ring.finished:
+        stamp = ring.take_into("a", out)
+        if stamp is not None:
+            assert out.tolist() == [stamp, stamp]
+            seen.append(stamp)
+    producer.join()
+
+    assert seen == sorted(set(seen))
+    assert seen[-1] == count - 1
+    assert ring.counters.put == count
+    assert ring.counters.taken == len(seen) == count - ring.counters.dropped
+
+
 def test_wrong_numbers_are_refused() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'block'"):
+    with pytest.raises(ConfigError) as policy:
         make_ring("blok")
-    with pytest.raises(ConfigError, match="capacity 0"):
+    with pytest.raises(ConfigError) as capacity:
         make_ring(capacity=0)
+
+    assert str(policy.value) == (
+        "unknown ring policy 'blok'\n"
+        "  wanted: did you mean 'block'? (there are: block, close, drop_oldest)"
+    )
+    assert str(capacity.value) == "a ring needs room\n  got:    capacity 0\n  wanted: 1 or more"

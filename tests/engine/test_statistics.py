@@ -1,4 +1,4 @@
-"""Histograms: percentiles within 5 %, of fixed size."""
+"""Histograms: percentiles at most 5 % high, of fixed size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moshi_pipe.engine.statistics import EngineStatistics, Histogram
 
 
 @given(st.lists(st.integers(1000, 10**11), min_size=1, max_size=200), st.sampled_from([50, 90, 99]))
-def test_percentiles_are_never_low_and_at_most_a_class_high(
+def test_percentiles_are_never_low_and_at_most_5_percent_high(
     durations: list[int], percent: int
 ) -> None:
     histogram = Histogram()
@@ -22,7 +22,7 @@ def test_percentiles_are_never_low_and_at_most_a_class_high(
 
     exact = int(np.percentile(durations, percent, method="inverted_cdf"))
 
-    assert exact <= histogram.percentile_ns(percent) <= exact * 1.11
+    assert exact <= histogram.percentile_ns(percent) <= exact * 1.05
     assert histogram.percentile_ns(100) == max(durations)
 
 
@@ -36,7 +36,34 @@ def test_numbers_come_out_in_ms() -> None:
     assert row["count"] == 3
     assert row["mean_ms"] == 2.0
     assert row["max_ms"] == 3.0
-    assert row["p50_ms"] == pytest.approx(2.0, rel=0.11)
+    assert row["p50_ms"] == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize("duration_ns", [0, 1, 999, 1000, 1001, 10**11, 10**11 + 1, 10**15])
+def test_durations_beyond_the_classes_are_counted_too(duration_ns: int) -> None:
+    histogram = Histogram()
+    histogram.add(duration_ns)
+
+    assert histogram.percentile_ns(50) == duration_ns
+    assert histogram.count == 1
+
+
+def test_an_engine_tells_its_nodes_apart() -> None:
+    statistics = EngineStatistics(ticks=2, frames=3, rows=8, sessions=1)
+    statistics.nodes["lm"] = Histogram()
+    statistics.nodes["lm"].add(4_000_000)
+
+    told = statistics.to_dict()
+
+    assert {key: told[key] for key in ("ticks", "frames", "rows", "sessions", "late_frames")} == {
+        "ticks": 2,
+        "frames": 3,
+        "rows": 8,
+        "sessions": 1,
+        "late_frames": 0,
+    }
+    assert told["nodes"]["lm"]["max_ms"] == 4.0
+    assert told["tick"]["count"] == 0
 
 
 def test_nothing_measured_is_zero_and_size_stays() -> None:

@@ -16,6 +16,7 @@ from support.nodes import AUDIO, session_info
 
 from moshi_pipe.errors import ConfigError, OutputError
 from moshi_pipe.graph.format import Codes, Text
+from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
 from moshi_pipe.nodes.codes_sink import CodesSink, CodesSinkOptions
 
@@ -51,7 +52,7 @@ def run(
         await sink.open(info)
         for packet in packets:
             await sink.write(packet)
-        return await sink.close(num_frames, complete=True)
+        return await sink.close(SessionEnd(num_frames, complete=True))
 
     return asyncio.run(write())
 
@@ -113,14 +114,14 @@ def test_a_session_that_failed_before_its_first_frame_leaves_nothing(tmp_path: P
     async def fail() -> Mapping[str, Any]:
         sink = CodesSink(CodesSinkOptions())
         await sink.open(session(tmp_path))
-        return await sink.close(0, complete=False)
+        return await sink.close(SessionEnd(0, complete=False))
 
     assert asyncio.run(fail())["files"] == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sink_that_never_opened_closes_quietly() -> None:
-    assert asyncio.run(CodesSink(CodesSinkOptions()).close(3, complete=False)) == {}
+    assert asyncio.run(CodesSink(CodesSinkOptions()).close(SessionEnd(3, complete=False))) == {}
 
 
 def test_a_place_that_cannot_be_written_is_named_when_the_session_begins(tmp_path: Path) -> None:
@@ -141,6 +142,7 @@ from pathlib import Path
 import numpy as np
 from moshi_pipe.graph.format import Codes
 from moshi_pipe.graph.node import SessionInfo
+from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
 from moshi_pipe.nodes.codes_sink import CodesSink, CodesSinkOptions
 
@@ -174,5 +176,5 @@ def test_an_hour_takes_less_than_a_megabyte(tmp_path: Path) -> None:
     sink = CodesSink(CodesSinkOptions())
     asyncio.run(sink.open(session(tmp_path)))
     asyncio.run(sink.write(column(0)))
-    asyncio.run(sink.close(45_000, complete=True))
+    asyncio.run(sink.close(SessionEnd(45_000, complete=True)))
     assert (tmp_path / "talk.safetensors").stat().st_size < 1e6

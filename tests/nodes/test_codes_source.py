@@ -15,6 +15,7 @@ from support.nodes import session_info
 
 from moshi_pipe.errors import InputError
 from moshi_pipe.graph.format import Codes
+from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
 from moshi_pipe.nodes.codes_sink import CodesSink, CodesSinkOptions
 from moshi_pipe.nodes.codes_source import CodesSource, CodesSourceOptions
@@ -55,7 +56,7 @@ def test_what_the_sink_wrote_is_read_without_the_columns_that_are_missing(tmp_pa
         for frame, column in enumerate(columns):
             if frame != 500:
                 await sink.write(Packet("codes", frame, 0, column))
-        await sink.close(1003, complete=True)
+        await sink.close(SessionEnd(1003, complete=True))
 
     asyncio.run(write())
     (item,) = inputs(tmp_path / "talk.safetensors")

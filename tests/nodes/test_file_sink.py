@@ -19,6 +19,7 @@ from support.nodes import session_info
 
 from moshi_pipe.errors import ConfigError, OutputError
 from moshi_pipe.graph.format import Audio, Text
+from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
 from moshi_pipe.nodes.file_sink import FileSink, FileSinkOptions
 
@@ -53,9 +54,9 @@ def run(
                 await sink.write(item)
         except OutputError:
             with suppress(OutputError):
-                await sink.close(num_frames, complete=False)
+                await sink.close(SessionEnd(num_frames, complete=False))
             raise
-        return await sink.close(num_frames, complete=complete)
+        return await sink.close(SessionEnd(num_frames, complete=complete))
 
     return asyncio.run(write())
 
@@ -176,7 +177,7 @@ def test_an_output_that_the_graph_does_not_make_is_refused(tmp_path: Path) -> No
 
 
 def test_a_sink_that_never_opened_closes_quietly() -> None:
-    assert asyncio.run(FileSink(FileSinkOptions()).close(3, complete=False)) == {}
+    assert asyncio.run(FileSink(FileSinkOptions()).close(SessionEnd(3, complete=False))) == {}
 
 
 CHILD = """
@@ -188,6 +189,7 @@ import numpy as np
 from moshi_pipe.errors import OutputError
 from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.node import SessionInfo
+from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
 from moshi_pipe.nodes.file_sink import FileSink, FileSinkOptions
 from support.audio import babble
@@ -230,7 +232,7 @@ def test_a_full_disk_is_named_with_its_free_space_and_keeps_what_fits(tmp_path: 
                 for item in frames_of(pcm):
                     await sink.write(item)
             finally:
-                report = await sink.close(50, complete=False)
+                report = await sink.close(SessionEnd(50, complete=False))
                 assert report["files"] == [str(disk / "talk.wav")]
 
         with pytest.raises(OutputError) as caught:

@@ -16,6 +16,7 @@ from support.tokens import PAD, START, WordTokenizer, ids
 
 from moshi_pipe.errors import ConfigError, OutputError
 from moshi_pipe.graph.format import Text
+from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
 from moshi_pipe.nodes.transcript_sink import TranscriptOptions, TranscriptSink
 
@@ -48,9 +49,9 @@ def run(info: SessionInfo, spoken: list[int], **options: Any) -> Mapping[str, An
                 await sink.write(Packet("text", frame, frame * 80_000_000, token))
         except OutputError:
             with suppress(OutputError):
-                await sink.close(len(spoken), complete=False)
+                await sink.close(SessionEnd(len(spoken), complete=False))
             raise
-        return await sink.close(len(spoken), complete=True)
+        return await sink.close(SessionEnd(len(spoken), complete=True))
 
     return asyncio.run(write())
 
@@ -61,13 +62,16 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def test_every_format_says_the_same(tmp_path: Path) -> None:
     report = run(session(tmp_path), SPOKEN, formats=ALL)
-    assert (tmp_path / "talk.jsonl").read_text("utf-8") == (
-        '{"start_s": 0.16, "end_s": 0.24, "text": "Hello"}\n'
-        '{"start_s": 0.32, "end_s": 0.56, "text": "world."}\n'
-        '{"start_s": 0.72, "end_s": 1.12, "text": "cafés?"}\n'
-        '{"start_s": 2.72, "end_s": 2.8, "text": "a<b>&"}\n'
-        '{"start_s": 2.88, "end_s": 3.28, "text": "😀"}\n'
-    )
+    words = rows(tmp_path / "talk.jsonl")
+    assert [(word["start_s"], word["end_s"], word["text"]) for word in words] == [
+        (0.16, 0.24, "Hello"),
+        (0.32, 0.56, "world."),
+        (0.72, 1.12, "cafés?"),
+        (2.72, 2.8, "a<b>&"),
+        (2.88, 3.28, "😀"),
+    ]
+    pieces = [(token["piece"], token["time_s"]) for token in words[1]["tokens"]]
+    assert pieces == [("▁wor", 0.32), ("ld", 0.4), (".", 0.48)]
     assert (tmp_path / "talk.txt").read_text("utf-8") == "Hello world. cafés? a<b>& 😀\n"
     assert (tmp_path / "talk.srt").read_text("utf-8") == (
         "1\n00:00:00,160 --> 00:00:00,560\nHello world.\n\n"
@@ -96,18 +100,26 @@ def test_nothing_said_leaves_valid_files(tmp_path: Path) -> None:
 
 def test_times_leave_out_the_lead_and_the_delay_of_text(tmp_path: Path) -> None:
     info = session(tmp_path, lead_s=0.16, text_delay_s=0.08)
-    run(info, ids("▁Hello", PAD, PAD, START, "▁day", PAD), formats=["jsonl", "srt"], tokens=True)
+    run(info, ids("▁Hello", PAD, PAD, START, "▁day", PAD), formats=["jsonl", "srt"])
     lines = (tmp_path / "talk.jsonl").read_text().splitlines()
+    hello, day = ids("▁Hello", "▁day")
     assert [json.loads(line) for line in lines] == [
-        {"start_s": 0.0, "end_s": 0.0, "text": "Hello"},
-        {"start_s": 0.08, "end_s": 0.16, "text": "day"},
+        {
+            "start_s": 0.0,
+            "end_s": 0.0,
+            "text": "Hello",
+            "tokens": [{"token": hello, "piece": "▁Hello", "time_s": 0.0}],
+        },
+        {
+            "start_s": 0.08,
+            "end_s": 0.16,
+            "text": "day",
+            "tokens": [{"token": day, "piece": "▁day", "time_s": 0.08}],
+        },
     ]
     assert (tmp_path / "talk.srt").read_text() == (
         "1\n00:00:00,000 --> 00:00:00,160\nHello day\n\n"
     )
-    tokens = rows(tmp_path / "talk.tokens.jsonl")
-    assert tokens[0] == {"frame": 0, "time_s": 0.0, "token": ids("▁Hello")[0], "piece": "▁Hello"}
-    assert [(row["frame"], row["time_s"]) for row in tokens[3:]] == [(3, 0), (4, 0.08), (5, 0.16)]
 
 
 def test_a_cue_lasts_a_moment_even_where_its_words_do_not(tmp_path: Path) -> None:
@@ -141,7 +153,7 @@ def test_a_word_is_on_disk_as_soon_as_it_is_whole(tmp_path: Path) -> None:
         for frame, token in enumerate(ids("▁Hello", START, "▁wor", "ld", START)):
             await sink.write(Packet("text", frame, 0, token))
         seen = [(tmp_path / f"talk.{name}").read_text().count("world") for name in ALL]
-        await sink.close(5, complete=False)
+        await sink.close(SessionEnd(5, complete=False))
         return seen
 
     assert asyncio.run(write()) == [1, 1, 1, 1]
@@ -179,16 +191,18 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_stays_open(tmp_path
 
 def test_a_session_that_failed_before_its_first_frame_leaves_nothing(tmp_path: Path) -> None:
     async def fail() -> Mapping[str, Any]:
-        sink = TranscriptSink(TranscriptOptions(formats=ALL, tokens=True))
+        sink = TranscriptSink(TranscriptOptions(formats=ALL))
         await sink.open(session(tmp_path))
-        return await sink.close(0, complete=False)
+        return await sink.close(SessionEnd(0, complete=False))
 
     assert asyncio.run(fail())["files"] == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sink_that_never_opened_closes_quietly() -> None:
-    assert asyncio.run(TranscriptSink(TranscriptOptions()).close(3, complete=False)) == {}
+    assert (
+        asyncio.run(TranscriptSink(TranscriptOptions()).close(SessionEnd(3, complete=False))) == {}
+    )
 
 
 def test_a_kill_leaves_whole_lines_and_cues(tmp_path: Path) -> None:
@@ -198,12 +212,13 @@ from fractions import Fraction
 from pathlib import Path
 from moshi_pipe.graph.format import Text
 from moshi_pipe.graph.node import SessionInfo
+from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
 from moshi_pipe.nodes.transcript_sink import TranscriptOptions, TranscriptSink
 from support.tokens import WordTokenizer, ids
 
 async def run():
-    options = TranscriptOptions(formats=["jsonl", "txt", "srt", "vtt"], tokens=True)
+    options = TranscriptOptions(formats=["jsonl", "txt", "srt", "vtt"])
     sink = TranscriptSink(options)
     formats = {"text": Text(300, Fraction(25, 2))}
     tokenizer = WordTokenizer()
@@ -220,7 +235,6 @@ asyncio.run(run())
     kill_after_ready(code, tmp_path)
     lines = [row["text"] for row in rows(tmp_path / "talk.jsonl")]
     assert lines == ["Hello", "world", "New"]
-    assert len(rows(tmp_path / "talk.tokens.jsonl")) == 5
     assert (tmp_path / "talk.txt").read_text() == "Hello world New"
     assert (tmp_path / "talk.srt").read_text() == (
         "1\n00:00:00,000 --> 00:00:00,320\nHello world New\n\n"

@@ -20,9 +20,10 @@ def texts(*parts: str | int | bytes) -> list[str]:
 
 def test_pieces_of_one_word_are_joined_and_keep_their_frames_and_tokens() -> None:
     tokens = ids(PAD, START, "▁Hello", PAD, START, "▁wor", "ld", ".", PAD)
+    hello, wor, ld, stop = ids("▁Hello", "▁wor", "ld", ".")
     assert words(tokens) == [
-        Word("Hello", 2, 2, tuple(ids("▁Hello"))),
-        Word("world.", 5, 7, tuple(ids("▁wor", "ld", "."))),
+        Word("Hello", 2, 2, ((hello, 2),)),
+        Word("world.", 5, 7, ((wor, 5), (ld, 6), (stop, 7))),
     ]
 
 

@@ -12,6 +12,7 @@ from moshi_pipe.errors import InputError, OutputError
 from moshi_pipe.graph.format import Audio, Text
 from moshi_pipe.graph.node import (
     BatchedNode,
+    SessionEnd,
     SessionInfo,
     SessionInput,
     SessionSettings,
@@ -87,9 +88,9 @@ class MemorySink(Sink):
             raise OutputError("the disk is full")
         self.packets.append(packet)
 
-    async def close(self, num_frames: int, *, complete: bool) -> Mapping[str, Any]:
+    async def close(self, end: SessionEnd) -> Mapping[str, Any]:
         """Remember how the session ended."""
-        self.closed = (num_frames, complete)
+        self.closed = (end.num_frames, end.complete)
         return {"packets": len(self.packets)}
 
     def audio(self) -> np.ndarray:
