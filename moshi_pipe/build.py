@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from moshi_pipe.config import RunConfig
-    from moshi_pipe.engine.edge import Edge, SessionPlan, SessionResult
+    from moshi_pipe.engine.edge import Edge
     from moshi_pipe.engine.engine import Engine
+    from moshi_pipe.engine.exchange import SessionPlan, SessionResult
     from moshi_pipe.graph.schedule import Schedule
     from moshi_pipe.plugins import Plugins
     from moshi_pipe.progress import UI
@@ -193,7 +194,7 @@ class _Run:
 
     def _plan(self, item: SessionInput) -> SessionPlan | None:
         """Decide how a session input is run; None when its results are there."""
-        from moshi_pipe.engine.edge import SessionPlan
+        from moshi_pipe.engine.exchange import SessionPlan
 
         config, assembly = self.config, self.assembly
         self.order.append(item.id)

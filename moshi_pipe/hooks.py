@@ -292,7 +292,7 @@ class Hooks:
 
     @hookspec
     def on_session_start(self, session_id: str, meta: Mapping[str, Any], seed: int) -> None:
-        """Learn that a session got its slot.
+        """Learn that a session got its slot, or ended before it did.
 
         Called on the event loop, once per session; return within 1 ms. A failure is reported once
         and never stops the session.
@@ -323,7 +323,7 @@ class Hooks:
         Args:
             session_id: The session.
             text: The word.
-            start_s: When it begins, seconds from the session's start.
+            start_s: When it begins, seconds from the start of the input.
             end_s: When it ends, likewise.
         """
 

@@ -6,6 +6,7 @@ standard error what passes by, and to standard output what is left: the report.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
@@ -111,11 +112,11 @@ class PlainUI(SilentUI):
 
     def note(self, text: str) -> None:
         """Write a line."""
-        self._err.write(f"{text}\n")
+        _write(self._err, f"{text}\n")
 
     def warn(self, text: str) -> None:
         """Write a line that says it is a warning."""
-        self._err.write(f"warning: {text}\n")
+        _write(self._err, f"warning: {text}\n")
 
     def begin(self, num_sessions: int | None) -> None:
         """Remember how many sessions there will be."""
@@ -147,8 +148,7 @@ class PlainUI(SilentUI):
 
     def finish(self, report: RunReport) -> None:
         """Write the report."""
-        self._out.write(report_text(report))
-        self._out.flush()
+        _write(self._out, report_text(report))
 
 
 class TerminalUI(PlainUI):
@@ -233,6 +233,15 @@ class TerminalUI(PlainUI):
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._progress.start()
         return self._progress
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write; a reader that has seen enough, such as ``head``, does not end the run."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def choose_ui() -> UI:

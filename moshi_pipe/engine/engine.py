@@ -87,6 +87,7 @@ class Engine:
         self._waiting: deque[Session] = deque()
         self._no_more = False
         self._stopping = False
+        self._closed = False
         self._changed = threading.Condition()
         self._version = 0
         self._next_start_ns = 0
@@ -103,11 +104,18 @@ class Engine:
         self._thread.start()
 
     def submit(self, session: Session) -> None:
-        """Let a session wait for a slot; sessions get slots in the order of submission."""
+        """Let a session wait for a slot; sessions get slots in the order of submission.
+
+        After the engine has ended, the session is ended at once, with the engine's error.
+        """
         session.inbox.listen(on_put=self.notify)
         session.outbox.listen(on_take=self.notify)
         with self._changed:
-            self._waiting.append(session)
+            refused = self._closed
+            if not refused:
+                self._waiting.append(session)
+        if refused:
+            self._cancel(session)
         self.notify()
 
     def no_more(self) -> None:
@@ -201,6 +209,7 @@ class Engine:
                 self._release(slot, session)
                 continue
             session.state = SessionState.RUNNING
+            session.admitted_s = time.monotonic()
             self.statistics.sessions += 1
         return admitted
 
@@ -342,16 +351,18 @@ class Engine:
         session.inbox.end()
 
     def _end_all(self) -> None:
-        reason = self.error
-        for _, session in self._slots.items():
-            session.failure = session.failure or reason
-            session.cancelled = True
-            self._close(session)
-        while self._waiting:
-            session = self._waiting.popleft()
-            session.failure = session.failure or reason
-            session.cancelled = True
-            self._close(session)
+        """End every session; those that come later are ended as they come."""
+        with self._changed:
+            self._closed = True
+            sessions = [session for _, session in self._slots.items()] + list(self._waiting)
+            self._waiting.clear()
+        for session in sessions:
+            self._cancel(session)
+
+    def _cancel(self, session: Session) -> None:
+        session.failure = session.failure or self.error
+        session.cancelled = True
+        self._close(session)
 
 
 def _has_frame(session: Session) -> bool:

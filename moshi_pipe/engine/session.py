@@ -34,7 +34,9 @@ class Session:
         slot: Index on the batch axis while it runs.
         num_frames: Frames processed.
         num_tail_frames: Of these, frames after the input ended.
+        admitted_s: Reading of ``time.monotonic`` when it got its slot.
         failure: Why it ended early; None when it did not.
+        cancelled: Whether somebody asked for its end.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Session:
     slot: int | None = None
     num_frames: int = 0
     num_tail_frames: int = 0
+    admitted_s: float | None = None
     failure: MoshiPipeError | None = None
     cancelled: bool = False
 

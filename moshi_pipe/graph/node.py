@@ -107,6 +107,10 @@ class SessionInfo:
     text_delay_s: float = 0.0
     tokenizer: TextTokenizer | None = None
 
+    def text_time_s(self, frame: int) -> float:
+        """When what is written in a frame was said, in seconds from the input's start, >= 0."""
+        return round(max(0.0, frame * self.frame_s - self.lead_s - self.text_delay_s), 4)
+
 
 class TextTokenizer(Protocol):
     """The part of a SentencePiece tokenizer that sinks use."""

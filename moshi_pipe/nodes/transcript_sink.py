@@ -170,9 +170,7 @@ class TranscriptSink(Sink):
         return session.tokenizer.piece(token) if session.tokenizer else ""
 
     def _time_s(self, frame: int) -> float:
-        session, _ = self._running()
-        time_s = frame * session.frame_s - session.lead_s - session.text_delay_s
-        return round(max(0.0, time_s), 4)
+        return self._running()[0].text_time_s(frame)
 
     def _running(self) -> tuple[SessionInfo, WordBuilder]:
         if self._session is None or self._words is None:

@@ -25,8 +25,9 @@ from support.nodes import (
 )
 
 from moshi_pipe.engine.clock import ManualClock
-from moshi_pipe.engine.edge import Edge, SessionPlan, SessionResult
+from moshi_pipe.engine.edge import Edge
 from moshi_pipe.engine.engine import Engine, EngineOptions
+from moshi_pipe.engine.exchange import SessionPlan, SessionResult
 from moshi_pipe.engine.ring import Ring
 from moshi_pipe.engine.session import Session, SessionState
 from moshi_pipe.errors import BackendError, InputError, OutputError, SessionError

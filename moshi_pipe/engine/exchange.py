@@ -1,0 +1,349 @@
+"""One session at the edge: from its input into the engine, from the engine into its sinks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moshi_pipe.engine.framing import Reframer
+from moshi_pipe.engine.ring import Ring
+from moshi_pipe.engine.session import Session
+from moshi_pipe.errors import InputError, MoshiPipeError, OutputError, SessionError
+from moshi_pipe.graph.format import Audio, Codes, Format, Text
+from moshi_pipe.graph.node import SessionEnd
+from moshi_pipe.graph.packet import Packet
+from moshi_pipe.units import NS_PER_SECOND
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Sink
+
+
+@dataclass(slots=True)
+class SessionPlan:
+    """What the caller decided about one session input.
+
+    Attributes:
+        info: What sinks may know.
+        settings: How it runs.
+        sinks: Fresh sinks of this session.
+        lead_s: Silence before its audio, in seconds.
+        tail_s: Silence after it.
+    """
+
+    info: SessionInfo
+    settings: SessionSettings
+    sinks: Sequence[Sink]
+    lead_s: float = 0.0
+    tail_s: float = 0.0
+
+
+@dataclass(slots=True)
+class SessionResult:
+    """How a session ended.
+
+    Attributes:
+        id: The session's id.
+        meta: From the source.
+        seed: Its seed.
+        num_frames: Frames processed.
+        audio_s: Their duration in seconds, silence before and after included, padding not.
+        wall_s: From getting a slot to closing the sinks.
+        complete: Whether it ran to its end.
+        failure: Why not; None also when it was interrupted.
+        warnings: What the source has to say about its input.
+        sinks: What each sink reports, in the plan's order; empty for one that failed.
+        counters: Of its rings.
+    """
+
+    id: str
+    meta: Mapping[str, Any]
+    seed: int
+    num_frames: int = 0
+    audio_s: float = 0.0
+    wall_s: float = 0.0
+    complete: bool = False
+    failure: MoshiPipeError | None = None
+    warnings: list[str] = field(default_factory=list)
+    sinks: list[Mapping[str, Any]] = field(default_factory=list)
+    counters: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+class Observer:
+    """Told about sessions as they go; every method may be left as it is.
+
+    Calls must be quick, and must not raise.
+    """
+
+    def on_open(self, item: SessionInput, plan: SessionPlan) -> None:
+        """A session got its slot, or ended before it did; ``on_close`` follows in any case."""
+
+    def on_frame(self, plan: SessionPlan, frame: int, packets: Sequence[Packet]) -> None:
+        """A frame of a session was written to its sinks."""
+
+    def on_close(self, result: SessionResult) -> None:
+        """A session ended."""
+
+
+class Exchange:
+    """Carries one session. Whatever its source, sinks or observer raise ends this session alone.
+
+    Args:
+        item: What comes in.
+        plan: How it runs and where it goes.
+        input_name: Name of the graph's input.
+        input_format: Its format.
+        output_formats: Format per output that the engine makes.
+        observer: Told how it goes.
+        inbox_frames: Frames that wait for the engine.
+        outbox_frames: Frames that wait for the sinks.
+    """
+
+    def __init__(
+        self,
+        item: SessionInput,
+        plan: SessionPlan,
+        *,
+        input_name: str,
+        input_format: Format,
+        output_formats: Mapping[str, Format],
+        observer: Observer,
+        inbox_frames: int,
+        outbox_frames: int,
+    ) -> None:
+        self._item = item
+        self._plan = plan
+        self._input_name = input_name
+        self._input_format = input_format
+        self._output_formats = output_formats
+        self._observer = observer
+        inbox = {input_name: (input_format.shape, input_format.dtype)}
+        outbox = {name: (fmt.shape, fmt.dtype) for name, fmt in output_formats.items()}
+        self.session = Session(
+            item.id,
+            plan.settings,
+            Ring(inbox, capacity=inbox_frames),
+            Ring(outbox, capacity=outbox_frames),
+        )
+        self._room, self._news = asyncio.Event(), asyncio.Event()
+        self._opened: list[Sink] = []
+        self._announced = False
+        self._padding_s = 0.0
+
+    async def run(
+        self, submit: Callable[[Session], None], submitted: Callable[[], None]
+    ) -> SessionResult:
+        """Carry the session to its end.
+
+        Args:
+            submit: Lets the session wait for a slot.
+            submitted: Called when it does.
+        """
+        session = self.session
+        try:
+            for sink in self._plan.sinks:
+                await sink.open(self._plan.info)
+                self._opened.append(sink)
+            loop = asyncio.get_running_loop()
+            session.inbox.listen(on_take=lambda: _wake(loop, self._room))
+            session.outbox.listen(on_put=lambda: _wake(loop, self._news))
+            submit(session)
+            submitted()
+            await self._converse()
+        except Exception as error:  # a sink of a plugin may raise anything
+            session.failure = session.failure or _as_failure(self._item, error)
+        return await self._finish()
+
+    async def _converse(self) -> None:
+        """Feed and drain until the outbox has ended."""
+        feeder = asyncio.create_task(self._feed())
+        try:
+            await self._drain()
+        except Exception as error:  # as above; the engine lets go of the session first
+            self.session.cancel(_as_failure(self._item, error))
+            while await self._take() is not None:
+                pass
+        finally:
+            feeder.cancel()
+            with suppress(asyncio.CancelledError):
+                await feeder
+
+    async def _feed(self) -> None:
+        """Put the input into the inbox, waiting for room."""
+        inbox = self.session.inbox
+        try:
+            async for frame in self._frames():
+                while not inbox.put(0, {self._input_name: frame}):
+                    if inbox.ended:
+                        return
+                    self._room.clear()
+                    if inbox.full and not inbox.ended:
+                        await self._room.wait()
+            inbox.end()
+        except Exception as error:  # a source of a plugin may raise anything
+            known = isinstance(error, MoshiPipeError)
+            self.session.cancel(error if known else _source_failed(self._item, error))  # type: ignore[arg-type]
+
+    async def _frames(self) -> AsyncIterator[npt.NDArray[Any]]:
+        """What the engine takes: whole frames of audio, or columns of codes."""
+        item, wanted = self._item, self._input_format
+        async with aclosing(item.chunks()) as stream:  # type: ignore[type-var]
+            if isinstance(wanted, Codes):
+                async for codes_KT in stream:
+                    for column_K in check_codes(item.id, np.asarray(codes_KT), wanted).T:
+                        yield column_K
+                return
+            if not isinstance(wanted, Audio):
+                raise InputError(f"a graph cannot be fed {wanted}")
+            reframer = Reframer(
+                item.sample_rate,
+                wanted.sample_rate,
+                wanted.frame_size,
+                lead_s=self._plan.lead_s,
+                tail_s=self._plan.tail_s,
+                what=f"the audio of session {item.id}",
+            )
+            async for chunk_CN in stream:
+                for frame in reframer.push(chunk_CN):
+                    yield frame
+            for frame in reframer.finish():
+                self._padding_s = reframer.padding / wanted.sample_rate
+                yield frame
+
+    async def _drain(self) -> None:
+        """Give what the engine made to the sinks, until it makes no more."""
+        while (taken := await self._take()) is not None:
+            self._announce()
+            frame, row = taken
+            packets = [self._packet(name, frame, value) for name, value in row.items()]
+            for sink in self._plan.sinks:
+                for packet in packets:
+                    if packet.output in sink.takes or packet.output in sink.optional:
+                        await sink.write(packet)
+            self._observer.on_frame(self._plan, frame, packets)
+
+    async def _take(self) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:
+        """The next row of the outbox; None when it has ended."""
+        outbox = self.session.outbox
+        while (taken := outbox.take()) is None:
+            if outbox.finished:
+                return None
+            self._news.clear()
+            if not len(outbox) and not outbox.ended:
+                await self._news.wait()
+        return taken
+
+    def _packet(self, output: str, frame: int, value: npt.NDArray[Any]) -> Packet:
+        payload = int(value) if isinstance(self._output_formats[output], Text) else value
+        pts_ns = round(frame * self._plan.info.frame_s * NS_PER_SECOND)
+        return Packet(output=output, frame=frame, pts_ns=pts_ns, payload=payload)
+
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
+            self._observer.on_open(self._item, self._plan)
+
+    async def _finish(self) -> SessionResult:
+        """Close the sinks, and say what became of the session."""
+        session, plan = self.session, self._plan
+        if session.num_frames != session.inbox.counters.put:  # cut short, or the model spoke on
+            self._padding_s = 0.0
+        result = SessionResult(
+            session.id,
+            self._item.meta,
+            plan.settings.seed,
+            num_frames=session.num_frames,
+            audio_s=session.num_frames * plan.info.frame_s - self._padding_s,
+            complete=session.failure is None and not session.cancelled,
+            failure=session.failure,
+            warnings=list(self._item.warnings),
+            counters={"inbox": _counts(session.inbox), "outbox": _counts(session.outbox)},
+        )
+        await self._close_sinks(result)
+        if session.admitted_s is not None:
+            result.wall_s = time.monotonic() - session.admitted_s
+        self._announce()
+        self._observer.on_close(result)
+        return result
+
+    async def _close_sinks(self, result: SessionResult) -> None:
+        end = SessionEnd(result.num_frames, result.complete, self._padding_s)
+        for sink in self._opened:
+            try:
+                result.sinks.append(await sink.close(end))
+            except Exception as error:  # as above
+                result.sinks.append({})
+                result.complete = False
+                result.failure = result.failure or _as_failure(self._item, error)
+
+
+def check_codes(
+    session_id: str, codes_KT: npt.NDArray[Any], wanted: Codes
+) -> npt.NDArray[np.int64]:
+    """Return codes ``[K, T]`` as int64 if they are what a port takes.
+
+    Raises:
+        InputError: They have another shape, or values outside the codebooks.
+    """
+    if codes_KT.ndim != 2 or codes_KT.shape[0] != wanted.num_codebooks:
+        raise InputError(
+            f"the codes of session {session_id} do not fit the model",
+            got=f"an array {list(codes_KT.shape)}",
+            wanted=f"[{wanted.num_codebooks}, frames]",
+        )
+    if codes_KT.size and not (codes_KT.min() >= 0 and codes_KT.max() < wanted.cardinality):
+        raise InputError(
+            f"the codes of session {session_id} do not fit the model",
+            got=f"values from {codes_KT.min()} to {codes_KT.max()}",
+            wanted=f"0 to {wanted.cardinality - 1}",
+        )
+    return codes_KT.astype(np.int64, copy=False)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """Set an event of the loop from another thread; a loop that has closed needs no waking."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(event.set)
+
+
+def _counts(ring: Ring) -> dict[str, int]:
+    counters = ring.counters
+    return {
+        "put": counters.put,
+        "taken": counters.taken,
+        "dropped": counters.dropped,
+        "longest": counters.longest,
+    }
+
+
+def _as_failure(item: SessionInput, error: Exception) -> MoshiPipeError:
+    """Why a session ended, from whatever was raised on its way out."""
+    if isinstance(error, MoshiPipeError):
+        return error
+    if isinstance(error, OSError):
+        return OutputError(
+            f"the results of session {item.id} cannot be written",
+            got=error.strerror or str(error),
+            fix="check the free space and the permissions of the output folder",
+        )
+    failure = SessionError(
+        f"a sink of session {item.id} failed", got=f"{type(error).__name__}: {error}"
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _source_failed(item: SessionInput, error: Exception) -> SessionError:
+    failure = SessionError(
+        f"the source of session {item.id} failed", got=f"{type(error).__name__}: {error}"
+    )
+    failure.__cause__ = error
+    return failure
