@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moshi_pipe.errors import ConfigError, InputError, closest
+from moshi_pipe.graph.format import Codes
 from moshi_pipe.nodes.words import piece_bytes
 from moshi_pipe.units import seconds_to_samples
 
@@ -30,9 +31,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from moshi_pipe.assembly import Assembly, Models
+    from moshi_pipe.config import RunConfig
     from moshi_pipe.engine.engine import Engine
     from moshi_pipe.graph.node import SessionSettings
     from moshi_pipe.graph.schedule import Schedule
+
+
+_OF_RUNS = ("source", "sink", "output_dir", "resume", "seed", "experiment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +70,26 @@ def load(
     Args:
         model: A name of ``conf/model``, or a folder with a model's files.
         graph: A name of ``conf/graph``.
-        overrides: Further configuration, such as ``{"device": "cuda", "numerics": "reference"}``.
+        overrides: Further configuration, such as ``{"device": "cuda", "numerics": "reference"}``,
+            ``{"sampling.temperature": 0.5}`` or ``{"conditions": {"description": "good"}}``.
 
     Raises:
-        MoshiPipeError: The model or the graph cannot be used.
+        MoshiPipeError: The model, the graph or an override cannot be used.
     """
     from moshi_pipe.assembly import assemble
     from moshi_pipe.compose import load_run
+    from moshi_pipe.config_files import choice_names
     from moshi_pipe.overrides import prepare
     from moshi_pipe.plugins import load_plugins
 
     plugins = load_plugins()
-    chosen = ["model=local", f"model.path={model}"] if Path(model).is_dir() else [f"model={model}"]
-    words = [*chosen, f"graph={graph}", *(f"{k}={_word(v)}" for k, v in (overrides or {}).items())]
+    is_folder = model not in choice_names("model") and Path(model).is_dir()
+    chosen = ["model=local", f"model.path={model}"] if is_folder else [f"model={model}"]
+    words = [*chosen, f"graph={graph}", *_words(overrides or {})]
     config = load_run(prepare(words), plugins.nodes, need_source=False)
     assembly = assemble(config.model, config.graph, config.backend, plugins)
     schedule = assembly.schedule()
-    return Model(assembly, schedule, assembly.open_models(schedule), config.engine.threads)
+    return Model(config, assembly, schedule, assembly.open_models(schedule))
 
 
 class Model:
@@ -94,7 +102,7 @@ class Model:
     """
 
     def __init__(
-        self, assembly: Assembly, schedule: Schedule, models: Models, threads: int
+        self, config: RunConfig, assembly: Assembly, schedule: Schedule, models: Models
     ) -> None:
         self.sample_rate = assembly.codec.sample_rate
         self.frame_size = assembly.codec.frame_size
@@ -102,14 +110,14 @@ class Model:
         self._assembly = assembly
         self._schedule = schedule
         self._models = models
-        self._threads = threads
+        self._config = config
 
     def session(self, **settings: Any) -> Conversation:
         """Open a session.
 
         Args:
             settings: Fields of :class:`moshi_pipe.graph.node.SessionSettings`, such as ``seed``,
-                ``temperature`` or ``first_frame``; the others are the model's own.
+                ``temperature`` or ``first_frame``; the others are as loaded.
 
         Raises:
             ConfigError: An unknown setting, or a value that cannot be used.
@@ -118,8 +126,8 @@ class Model:
 
         from moshi_pipe.engine.engine import Engine, EngineOptions
 
-        torch.set_num_threads(self._threads)
-        chosen = self._assembly.default_settings()
+        torch.set_num_threads(self._config.engine.threads)
+        chosen = self._assembly.settings(self._config)
         known = [name for name in type(chosen).__dataclass_fields__]
         for name in settings:
             if name not in known:
@@ -137,7 +145,7 @@ class Model:
             input_format=self._assembly.graph.input_format,
             options=EngineOptions(num_slots=1, device=self._models.caps.device),
         )
-        return Conversation(engine, self._assembly, self._schedule, chosen)
+        return Conversation(engine, self._config, self._assembly, self._schedule, chosen)
 
 
 class Conversation:
@@ -146,6 +154,7 @@ class Conversation:
     def __init__(
         self,
         engine: Engine,
+        config: RunConfig,
         assembly: Assembly,
         schedule: Schedule,
         settings: SessionSettings,
@@ -154,6 +163,7 @@ class Conversation:
         from moshi_pipe.engine.session import Session
 
         self.settings = settings
+        self._config = config
         self._assembly = assembly
         self._engine = engine
         self._input = assembly.graph.input
@@ -191,7 +201,8 @@ class Conversation:
                 begins with codes, int ``[K]``.
 
         Raises:
-            InputError: The frame has another shape or is not finite.
+            InputError: The frame has another shape, is not finite, or has codes that the model
+                does not know.
             SessionError: The model's numbers are not finite; the session is over.
         """
         shape = self._form.shape
@@ -203,6 +214,10 @@ class Conversation:
                 + ("" if np.isfinite(array).all() else " with NaN or infinity"),
                 wanted=f"{list(shape)}, finite",
             )
+        if isinstance(self._form, Codes):
+            from moshi_pipe.engine.exchange import check_codes
+
+            check_codes(self._session.id, array.reshape(-1, 1), self._form)
         if not self._session.inbox.put(0, {self._input: array.reshape(shape)}):
             raise InputError("the session is over: it takes no further frame")
         while self._engine.tick():
@@ -219,14 +234,15 @@ class Conversation:
         audio: str | Path | npt.ArrayLike,
         sample_rate: int | None = None,
         *,
-        tail_s: float = 0.0,
+        tail_s: float | None = None,
     ) -> Iterator[Frame]:
         """Process a recording and give its frames.
 
         Args:
             audio: A file, or samples ``[N]`` or ``[C, N]``.
             sample_rate: Hz of the samples; None for the model's own. Not used for a file.
-            tail_s: Silence after the recording, in seconds, to let an answer end.
+            tail_s: Silence after the recording, in seconds, to let an answer end; None is as
+                loaded.
 
         Raises:
             InputError: The recording cannot be read.
@@ -235,12 +251,13 @@ class Conversation:
 
         assembly = self._assembly
         rate, chunks = _open(audio, sample_rate or assembly.codec.sample_rate)
+        lead_s = self._config.lead_s
         reframer = Reframer(
             rate,
             assembly.codec.sample_rate,
             assembly.codec.frame_size,
-            lead_s=assembly.lead_s,
-            tail_s=tail_s + assembly.tail_s,
+            lead_s=assembly.lead_s if lead_s is None else lead_s,
+            tail_s=(self._config.tail_s if tail_s is None else tail_s) + assembly.tail_s,
         )
         for chunk_CN in chunks:
             for frame in reframer.push(chunk_CN):
@@ -262,6 +279,8 @@ class Conversation:
             taken = self._session.outbox.take()
             if taken is not None:
                 yield self._frame(*taken)
+        if self._session.failure is not None:
+            raise self._session.failure
 
     def _frame(self, index: int, row: Mapping[str, npt.NDArray[Any]]) -> Frame:
         token = int(row["text"]) if "text" in row else None
@@ -302,7 +321,23 @@ def _open(
     return sample_rate, (pcm[:, i : i + piece] for i in range(0, pcm.shape[1], piece))
 
 
-def _word(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _words(overrides: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Overrides as the command line writes them.
+
+    Raises:
+        ConfigError: A key that a loaded model has no use for.
+    """
+    words = []
+    for key, value in overrides.items():
+        if not prefix and key.partition(".")[0] in _OF_RUNS:
+            raise ConfigError(
+                f"a loaded model has no use for '{key}'",
+                fix="give the seed to session(), recordings to run(), and write results yourself",
+            )
+        if isinstance(value, dict):
+            words += _words(value, f"{prefix}{key}.")
+        elif value is None or isinstance(value, bool):
+            words.append(f"{prefix}{key}={'null' if value is None else str(value).lower()}")
+        else:
+            words.append(f"{prefix}{key}={value}")
+    return words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,9 @@ from moshi_pipe.models.checkpoint import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
+    from moshi_pipe.config import RunConfig
     from moshi_pipe.graph.node import BatchedNode, SessionSettings
     from moshi_pipe.hooks import BackendOptions
     from moshi_pipe.models.protocols import Capabilities, Codec, SpeechLM
@@ -186,21 +188,52 @@ class Assembly:
             settings.end_on_text = None if tokenizer is None else tokenizer.eos_id
         return settings
 
+    def settings(self, config: RunConfig, *, live: bool = False) -> SessionSettings:
+        """What the configuration says, over what the model itself wants; seed 0.
+
+        Raises:
+            ConfigError: A condition that the model does not have.
+        """
+        given = {k: v for k, v in asdict(config.sampling).items() if v is not None}
+        settings = replace(self.default_settings(live=live), **given)
+        if config.first_frame is not None:
+            settings.first_frame = config.first_frame
+        settings.max_tail_frames = max(1, round(config.max_tail_s / self.frame_s))
+        declared = {entry.name for entry in self.lm.conditioners} if self.lm else set()
+        for name in config.conditions:
+            if name.removesuffix("!") not in declared:
+                raise ConfigError(
+                    f"the model has no condition '{name}'", wanted=closest(name, declared)
+                )
+        settings.conditions = {**settings.conditions, **config.conditions}
+        return settings
+
+    def files(self) -> list[Path]:
+        """The model's files that the graph needs."""
+        found = self.checkpoint
+        paths = (found.lm_weights, found.mimi_weights, found.tokenizer)
+        return [path for path in paths if path is not None]
+
     @property
     def lead_s(self) -> float:
         """Silence that the model wants before speech, in seconds."""
+        if self.lm is None:
+            return 0.0
         config = self.checkpoint.config.stt_config
         return float(config.get("audio_silence_prefix_seconds", 0.0))
 
     @property
     def text_delay_s(self) -> float:
         """By how much text lags the sound it writes down, in seconds."""
+        if self.lm is None:
+            return 0.0
         return float(self.checkpoint.config.stt_config.get("audio_delay_seconds", 0.0))
 
     @property
     def tail_s(self) -> float:
         """Silence that the model wants after speech, in seconds."""
-        return self.text_delay_s + _STT_EXTRA_TAIL_S if self.model_type == "stt" else 0.0
+        hears_on = self.lm is not None and self.model_type == "stt"
+        return self.text_delay_s + _STT_EXTRA_TAIL_S if hears_on else 0.0
 
     @property
     def latency_ms(self) -> float:

@@ -13,14 +13,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.assembly import Assembly, Models, assemble, check_outputs
-from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError, closest
-from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Source
+from moshi_pipe.assembly import Models, assemble, check_outputs
+from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError
+from moshi_pipe.graph.node import SessionInfo, SessionInput, Source
 from moshi_pipe.report import (
     NodeReport,
     RunReport,
     SessionReport,
     peak_rss_bytes,
+    read_report,
     versions,
     write_atomically,
     write_report,
@@ -28,7 +29,7 @@ from moshi_pipe.report import (
 from moshi_pipe.units import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from moshi_pipe.config import RunConfig
     from moshi_pipe.engine.edge import Edge
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
     from moshi_pipe.progress import UI
 
 _SEED_BITS: Final = 63
-_LARGEST_DEFAULT_TOP_K: Final = 250
 
-# Keys that change where or how fast results are made, not what they are.
-_NOT_IN_SIGNATURE: Final = ("output_dir", "resume", "source", "experiment", "hydra")
+# Keys that change where results go or how fast they are made, not what they are.
+_NOT_IN_SIGNATURE: Final = ("output_dir", "resume", "experiment", "hydra")
+_NOT_IN_SIGNATURE_OF: Final = {"source": ("path",), "engine": ("inbox_frames", "outbox_frames")}
+
+# What a source may say of a session that shapes its result.
+_IDENTITY: Final = ("path", "start_s", "duration_s", "channel")
 
 
 def run_config(config: RunConfig, ui: UI, plugins: Plugins) -> RunReport:
@@ -78,14 +82,16 @@ class _Run:
         takes = [(sink.label, sink.make()) for sink in config.sinks]
         check_outputs(self.assembly.graph, [(label, sink.takes) for label, sink in takes])
         wanted = {name for _, sink in takes for name in (*sink.takes, *sink.optional)}
+        self.seed = _seed(config)
+        self.settings = self.assembly.settings(config, live=self.source.live)
+        if self.settings.end_on_text is not None or plugins.manager.hook.on_text.get_hookimpls():
+            wanted.add("text")
         outputs = self.assembly.graph.outputs
         self.schedule: Schedule = self.assembly.schedule(
             [name for name in outputs if name in wanted] or None
         )
-        self.seed = secrets.randbits(31) if config.seed is None else config.seed
-        self.settings = self._settings()
         self.tokenizer = self.assembly.tokenizer()
-        self.signature = _signature(config)
+        self.signature = _signature(config, self.assembly.files())
         self.models = Models()
         self.load_s = 0.0
         self.skipped: list[SessionReport] = []
@@ -176,21 +182,9 @@ class _Run:
             self.schedule,
             input_format=self.assembly.graph.input_format,
             options=EngineOptions(
-                num_slots=config.engine.slots, live=config.engine.mode == "live", device=device
+                num_slots=config.engine.slots, live=self.source.live, device=device
             ),
         )
-
-    def _settings(self) -> SessionSettings:
-        """The model's own settings under what the configuration says."""
-        config, assembly = self.config, self.assembly
-        settings = assembly.default_settings(live=self.source.live)
-        given = {k: v for k, v in asdict(config.sampling).items() if v is not None}
-        settings = replace(settings, **given)
-        if config.first_frame is not None:
-            settings.first_frame = config.first_frame
-        settings.max_tail_frames = max(1, round(config.max_tail_s / assembly.frame_s))
-        settings.conditions = _conditions(settings.conditions, config.conditions, assembly)
-        return settings
 
     def _plan(self, item: SessionInput) -> SessionPlan | None:
         """Decide how a session input is run; None when its results are there."""
@@ -214,11 +208,14 @@ class _Run:
             tokenizer=self.tokenizer,
         )
         sinks = [sink.make() for sink in config.sinks]
-        if config.resume and self._is_done(item, [p for s in sinks for p in s.outputs(info)]):
+        outputs = [path for sink in sinks for path in sink.outputs(info)]
+        if config.resume and self._is_done(item, seed, outputs):
             report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
             self.skipped.append(report)
             self.ui.session_ends(report)
             return None
+        _keep_input(item, [*outputs, self._session_file(item.id)])
+        self._session_file(item.id).unlink(missing_ok=True)  # what it tells of is overwritten now
         return SessionPlan(
             info=info,
             settings=replace(self.settings, seed=seed),
@@ -227,7 +224,7 @@ class _Run:
             tail_s=config.tail_s + assembly.tail_s,
         )
 
-    def _is_done(self, item: SessionInput, outputs: list[Path]) -> bool:
+    def _is_done(self, item: SessionInput, seed: int, outputs: list[Path]) -> bool:
         """Whether an earlier run finished this session with the same configuration and input."""
         try:
             done = json.loads(self._session_file(item.id).read_text(encoding="utf-8"))
@@ -235,7 +232,7 @@ class _Run:
             return False
         return (
             done.get("status") == "done"
-            and done.get("signature") == self._session_signature(item.meta)
+            and done.get("signature") == self._session_signature(item.meta, seed)
             and all(path.is_file() for path in outputs)
         )
 
@@ -258,7 +255,7 @@ class _Run:
         )
         record = {
             **asdict(report),
-            "signature": self._session_signature(result.meta),
+            "signature": self._session_signature(result.meta, result.seed),
             "latency_ms": self.latency_ms,
             "frame_s": self.assembly.frame_s,
             "settings": asdict(replace(self.settings, seed=result.seed)),
@@ -272,14 +269,13 @@ class _Run:
         return report
 
     def _session_file(self, session_id: str) -> Path:
-        return self.config.output_dir / f"{session_id}.json"
+        return self.config.output_dir / f"{session_id}.session.json"
 
-    def _session_signature(self, meta: Mapping[str, Any]) -> str:
+    def _session_signature(self, meta: Mapping[str, Any], seed: int) -> str:
         """Identifies configuration and input: a changed file or key makes results anew."""
-        stamp: list[Any] = [self.signature, meta.get("path")]
-        with suppress(OSError, TypeError):
-            status = Path(meta["path"]).stat() if "path" in meta else None
-            stamp += [status.st_size, status.st_mtime_ns] if status is not None else []
+        stamp = [self.signature, seed, [meta.get(name) for name in _IDENTITY]]
+        if "path" in meta:
+            stamp.append(_file_stamp(Path(meta["path"])))
         return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
 
     def _chosen(self, engine: Engine) -> str:
@@ -358,29 +354,51 @@ def derive_seed(seed: int, session_id: str) -> int:
     return int.from_bytes(digest[:8], "little") >> (64 - _SEED_BITS)
 
 
-def _signature(config: RunConfig) -> str:
-    """Hash of everything in the configuration that shapes a session's results."""
+def _seed(config: RunConfig) -> int:
+    """The run's seed: as configured, else that of the run which is resumed, else drawn."""
+    if config.seed is not None:
+        return config.seed
+    earlier = read_report(config.output_dir) if config.resume else None
+    seed = (earlier or {}).get("seed")
+    return seed if isinstance(seed, int) else secrets.randbits(31)
+
+
+def _signature(config: RunConfig, files: Sequence[Path]) -> str:
+    """Hash of everything that shapes every session's results: configuration, model, version."""
     from omegaconf import OmegaConf
 
     composed = OmegaConf.to_container(OmegaConf.create(config.composed))
     if not isinstance(composed, dict):
         raise ConfigError("the composed configuration is no mapping")
     kept = {k: v for k, v in composed.items() if k not in _NOT_IN_SIGNATURE}
-    source = dict(composed.get("source") or {})
-    source.pop("path", None)
-    return hashlib.sha256(json.dumps([kept, source], sort_keys=True).encode()).hexdigest()[:16]
+    for group, keys in _NOT_IN_SIGNATURE_OF.items():
+        kept[group] = {k: v for k, v in (kept.get(group) or {}).items() if k not in keys}
+    stamp = [kept, [_file_stamp(path) for path in files], versions()["moshi-pipe"]]
+    return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _conditions(
-    defaults: Mapping[str, str], given: Mapping[str, str], assembly: Assembly
-) -> dict[str, str]:
-    declared = {entry.name for entry in assembly.lm.conditioners} if assembly.lm else set()
-    for name in given:
-        if name.removesuffix("!") not in declared:
-            raise ConfigError(
-                f"the model has no condition '{name}'", wanted=closest(name, declared)
-            )
-    return {**defaults, **given}
+def _file_stamp(path: Path) -> list[int]:
+    """Size and time of a file; nothing where there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
+    return []
+
+
+def _keep_input(item: SessionInput, outputs: Sequence[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        OutputError: Names the file.
+    """
+    source = item.meta.get("path")
+    for path in outputs:
+        with suppress(OSError):
+            if source is not None and path.samefile(source):
+                raise OutputError(
+                    f"the results of {path} would be written over it",
+                    fix="choose another folder: output_dir=FOLDER",
+                )
 
 
 def _make_output_dir(folder: Path) -> None:

@@ -5,15 +5,15 @@ Nothing here imports torch. Hydra and OmegaConf are imported when something is c
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, cast, Final
 
 from moshi_pipe.config import (
     DTYPES,
     FIRST_FRAMES,
-    MODES,
     NUMERICS,
     ChosenNode,
     EngineOptions,
@@ -26,7 +26,7 @@ from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import ModelOptions
-from moshi_pipe.overrides import is_path_key
+from moshi_pipe.overrides import escape_interpolation, is_path_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,7 +141,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         max_tail_s=values.max_tail_s,
         first_frame=values.first_frame,
         conditions=values.conditions,
-        composed=to_yaml(cfg),
+        composed=to_yaml(_with_whole_paths(cfg)),
     )
 
 
@@ -172,14 +172,40 @@ def load_written(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
             wanted="the config.yaml that a run writes into its output_dir",
         )
     cfg.output_dir = str(path.absolute().parent / "repeat")
+    cfg.resume = False
     try:
         for word in overrides:
             key, _, text = word.lstrip("+").partition("=")
-            value = text if is_path_key(key) else OmegaConf.from_dotlist([f"value={text}"]).value
+            if isinstance(OmegaConf.select(cfg, key), DictConfig):
+                raise ConfigError(
+                    f"a repeated run keeps its {key}",
+                    got=word,
+                    wanted=f"one of its keys, such as {key}.NAME=VALUE",
+                )
+            literal = is_path_key(key)
+            value = (
+                escape_interpolation(text)
+                if literal
+                else OmegaConf.from_dotlist([f"value={text}"]).value
+            )
             OmegaConf.update(cfg, key, value)
+        typed = OmegaConf.merge(OmegaConf.structured(RootSchema), cfg)
     except OmegaConfBaseException as error:
         raise explain(error, overrides) from error
-    return cfg
+    return cast("DictConfig", typed)
+
+
+def _with_whole_paths(cfg: DictConfig) -> DictConfig:
+    """A copy whose paths hold wherever the user stands; paths of sinks are names of results."""
+    from omegaconf import OmegaConf
+
+    copy = cfg.copy()
+    for key in ("output_dir", "source.path", "model.path"):
+        text = OmegaConf.select(copy, key)
+        if isinstance(text, str) and text and "://" not in text:
+            whole = os.path.abspath(os.path.expanduser(text))
+            OmegaConf.update(copy, key, escape_interpolation(whole))
+    return copy
 
 
 def to_yaml(cfg: DictConfig) -> str:
@@ -282,7 +308,6 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
         "dtype": (cfg.dtype, DTYPES),
         "kv_dtype": (cfg.kv_dtype, DTYPES),
         "first_frame": (cfg.first_frame, FIRST_FRAMES),
-        "engine.mode": (cfg.engine.mode, MODES),
     }
     for key, (value, known) in lists.items():
         if value is not None and value not in known:
@@ -305,6 +330,11 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
     for key, (number, bound) in least.items():
         if number is not None and not number >= bound:  # also refuses not-a-number
             problems.append(f"{key} cannot be {number}: at least {bound}")
+    guidance, penalty = cfg.sampling.guidance, cfg.sampling.repetition_penalty
+    if guidance is not None and not math.isfinite(guidance):
+        problems.append(f"sampling.guidance cannot be {guidance}: a finite number")
+    if penalty is not None and not 0 < penalty < math.inf:
+        problems.append(f"sampling.repetition_penalty cannot be {penalty}: above 0")
 
 
 def _node(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 FIRST_FRAMES: Final = ("duplicate", "reset", "none")
 NUMERICS: Final = ("fast", "reference")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
-MODES: Final = ("offline", "live")
 
 
 @dataclass
@@ -23,14 +22,12 @@ class EngineOptions:
     """How sessions share the models.
 
     Attributes:
-        mode: ``offline`` as fast as frames come, ``live`` at the pace of the audio.
         slots: Sessions at once; 1 or a multiple of 4, others are rounded up.
         threads: Threads of torch on the CPU.
         inbox_frames: Frames that wait for the model, per session.
         outbox_frames: Frames that wait for the sinks, per session.
     """
 
-    mode: str = "offline"
     slots: int = 1
     threads: int = 1
     inbox_frames: int = 25

@@ -8,7 +8,7 @@ is registered through the same hooks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,7 +107,8 @@ class NodeRegistry:
         Args:
             kind: ``source``, ``sink`` or ``node``.
             name: What users choose it by; a valid config key.
-            cls: The node class, constructed as ``cls(options)``. A string ``module:Class`` is
+            cls: The node class, constructed as ``cls(options)``, a batched
+                node as ``cls()``. A string ``module:Class`` is
                 imported when the node is used, so that listing it costs nothing.
             options: Dataclass of options, likewise.
 
@@ -207,7 +208,6 @@ class BackendOptions:
         kv_dtype: Of stored keys and values; None takes ``dtype``.
         numerics: ``fast``, or ``reference`` to follow the reference operation by operation.
         context: Frames that the language model sees; None takes the checkpoint's.
-        extra: Further options of a foreign backend.
     """
 
     backend: str = "torch"
@@ -216,7 +216,6 @@ class BackendOptions:
     kv_dtype: str | None = None
     numerics: str = "fast"
     context: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Hooks:
@@ -325,18 +324,6 @@ class Hooks:
             text: The word.
             start_s: When it begins, seconds from the start of the input.
             end_s: When it ends, likewise.
-        """
-
-    @hookspec
-    def on_deadline_missed(self, session_id: str, frame: int, late_ns: int) -> None:
-        """Learn that a frame was made later than real time allows; live sessions only.
-
-        Called on the event loop, at most once per frame; return within 1 ms.
-
-        Args:
-            session_id: The session.
-            frame: Number of the frame.
-            late_ns: Nanoseconds past the deadline, > 0.
         """
 
     @hookspec

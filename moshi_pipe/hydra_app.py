@@ -14,6 +14,7 @@ from moshi_pipe.errors import MoshiPipeError, SessionError
 from moshi_pipe.overrides import MULTIRUN_FLAGS, prepare, split_words
 from moshi_pipe.plugins import load_plugins
 from moshi_pipe.progress import choose_ui
+from moshi_pipe.report import INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,6 +84,8 @@ class _Jobs:
             else:
                 self._error = error
         self._codes.append(code)
+        if self._multirun and code == INTERRUPTED:
+            raise KeyboardInterrupt  # ends the sweep, not this job alone
         return code
 
     def exit_code(self) -> int:

@@ -83,7 +83,7 @@ class RunObserver(Observer):
             )
 
     def _call(self, name: str, **arguments: Any) -> None:
-        """Call one hook of every plugin; not through pluggy, which stops at the first that fails."""
+        """Call a hook of every plugin; pluggy itself stops at the first that fails."""
         for plugin in getattr(self._hook, name).get_hookimpls():
             try:
                 plugin.function(*(arguments[argument] for argument in plugin.argnames))

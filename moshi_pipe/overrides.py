@@ -36,11 +36,16 @@ def is_path_key(key: str) -> bool:
     return ours and (last in _PATH_NAMES or last.endswith(_PATH_ENDS))
 
 
-def quote_literal(text: str) -> str:
-    """Write ``text`` such that Hydra and OmegaConf give back exactly it, as a string."""
+def escape_interpolation(text: str) -> str:
+    """Write ``text`` such that OmegaConf gives back exactly it, not what ``${...}`` stands for."""
     # A backslash run before ${ is doubled and one more added, so that OmegaConf reads the
     # backslashes as themselves and the dollar as no interpolation.
-    text = _DOLLAR.sub(lambda m: m[1] * 2 + r"\${", text)
+    return _DOLLAR.sub(lambda m: m[1] * 2 + r"\${", text)
+
+
+def quote_literal(text: str) -> str:
+    """Write ``text`` such that Hydra and OmegaConf give back exactly it, as a string."""
+    text = escape_interpolation(text)
     # Likewise for Hydra: a run before a quote, and one at the end, which meets the closing quote.
     text = _QUOTE.sub(lambda m: m[1] * 2 + r"\'", text)
     text = _TRAILING.sub(lambda m: m[1] * 2, text)

@@ -8,11 +8,6 @@ NS_PER_SECOND: Final = 1_000_000_000
 NS_PER_MS: Final = 1_000_000
 
 
-def samples_to_ns(num_samples: int, sample_rate: int) -> int:
-    """Duration of ``num_samples`` at ``sample_rate`` Hz, in whole nanoseconds (rounded down)."""
-    return num_samples * NS_PER_SECOND // sample_rate
-
-
 def seconds_to_samples(seconds: float, sample_rate: int) -> int:
     """Samples that ``seconds`` take at ``sample_rate`` Hz, rounded to the nearest."""
     return round(seconds * sample_rate)

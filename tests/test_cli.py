@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,12 +159,13 @@ def test_a_path_is_taken_literally(build: FakeBuild, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", LITERALS)
-def test_the_written_configuration_gives_the_path_back(build: FakeBuild, text: str) -> None:
+def test_the_written_configuration_gives_the_whole_path(build: FakeBuild, text: str) -> None:
     from omegaconf import OmegaConf
 
     main([f"source.path={text}"])
 
-    assert OmegaConf.create(build.configs[0].composed).source.path == text
+    whole = os.path.abspath(os.path.expanduser(text))
+    assert OmegaConf.create(build.configs[0].composed).source.path == whole
 
 
 def test_an_output_folder_with_spaces_is_literal(build: FakeBuild, tmp_path: Path) -> None:
@@ -449,7 +451,7 @@ def test_a_written_configuration_is_repeated_into_a_folder_beside_it(
     assert main(["repeat", "out", "engine.slots=4"]) == 0
 
     first, second = build.configs
-    assert second.source.options == first.source.options
+    assert second.source.options.path == str(tmp_path / first.source.options.path)
     assert second.sinks[0].options == first.sinks[0].options
     assert second.seed == 3
     assert second.engine.slots == 4

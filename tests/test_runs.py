@@ -54,7 +54,7 @@ def test_a_recording_becomes_an_answer_a_transcript_and_a_report() -> None:
     assert words
     assert all(word["start_s"] < word["end_s"] for word in words)
     assert Path("moshi-out/question.txt").read_text(encoding="utf-8").strip()
-    session = read_json("moshi-out/question.json")
+    session = read_json("moshi-out/question.session.json")
     assert session["status"] == "done"
     assert session["latency_ms"] == 160.0
     report = read_json("moshi-out/run.json")
@@ -303,7 +303,7 @@ def test_models_of_other_kinds_run(tmp_path: Path, kind: str) -> None:
         run("model=local", f"model.path={kind}", "source.path=a.wav", "max_tail_s=2", *graph) == 0
     )
 
-    session = read_json("moshi-out/a.json")
+    session = read_json("moshi-out/a.session.json")
     if kind == "stt":
         assert session["audio_s"] > 1.0 + 1.0
         assert Path("moshi-out/a.jsonl").exists()
@@ -342,7 +342,7 @@ def test_an_answer_is_as_long_as_its_recording(tmp_path: Path) -> None:
 
     assert len(samples("moshi-out/a.wav")) == round(1.277 * 24_000)
     assert abs(len(samples("moshi-out/b.wav")) - round(1.7345 * 24_000)) <= 1
-    assert read_json("moshi-out/a.json")["audio_s"] == pytest.approx(1.277)
+    assert read_json("moshi-out/a.session.json")["audio_s"] == pytest.approx(1.277)
 
 
 def test_a_recording_that_was_cut_off_is_told(tmp_path: Path) -> None:
@@ -354,3 +354,139 @@ def test_a_recording_that_was_cut_off_is_told(tmp_path: Path) -> None:
     (session,) = read_json("moshi-out/run.json")["sessions"]
     assert session["status"] == "done"
     assert "is cut off: only the first 0.6 s of 1.0 s were read" in session["warnings"][0]
+
+
+def test_a_recording_is_never_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_babble(tmp_path / "a.wav", 0.4)
+    before = path.read_bytes()
+
+    assert run("source.path=a.wav", "output_dir=.") == 4
+
+    assert path.read_bytes() == before
+    assert "would be written over it" in capsys.readouterr().err
+
+
+def test_results_that_another_run_began_to_overwrite_are_made_anew(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+    assert run("source.path=a.wav") == 0
+    good = Path("moshi-out/a.wav").read_bytes()
+    record = Path("moshi-out/a.session.json")
+    told = record.read_text(encoding="utf-8")
+
+    assert main(["source.path=a.wav", "seed=6", "device=cpu", "sampling=greedy"]) == 0
+    assert record.read_text(encoding="utf-8") != told
+    assert run("source.path=a.wav") == 0
+
+    assert Path("moshi-out/a.wav").read_bytes() == good
+
+
+def test_a_changed_model_or_part_of_a_recording_makes_results_anew(
+    tiny: Path, tmp_path: Path
+) -> None:
+    write_babble(tmp_path / "a.wav", 1.0)
+    shutil.copytree(tiny, tmp_path / "model")
+
+    def statuses(**line: Any) -> str:
+        Path("list.jsonl").write_text(json.dumps({"path": "a.wav", **line}) + "\n")
+        words = ["source.path=list.jsonl", "model=local", "model.path=model", "sink=[file]"]
+        assert run(*words) == 0
+        (session,) = read_json("moshi-out/run.json")["sessions"]
+        return str(session["status"])
+
+    assert [statuses(), statuses()] == ["done", "skipped"]
+    assert [statuses(start_s=0.4), statuses(start_s=0.4)] == ["done", "skipped"]
+    assert [statuses(seed=9), statuses(seed=9)] == ["done", "skipped"]
+    make_checkpoint(tmp_path / "model", preset="tiny", seed=4, dtype="float32")
+    assert statuses(seed=9) == "done"
+
+
+def test_a_resumed_run_keeps_the_seed_that_was_drawn(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+    seeds = []
+    for _ in range(2):
+        assert main(["source.path=a.wav", "sink=[file]"]) == 0
+        seeds.append(read_json("moshi-out/run.json")["seed"])
+
+    assert seeds[0] == seeds[1]
+    assert f"seed: {seeds[0]}" in Path("moshi-out/config.yaml").read_text()
+
+
+def test_a_session_called_run_has_a_record_of_its_own(tmp_path: Path) -> None:
+    write_babble(tmp_path / "run.wav", 0.4)
+
+    statuses = []
+    for _ in range(2):
+        assert run("source.path=run.wav", "sink=[file]") == 0
+        (session,) = read_json("moshi-out/run.json")["sessions"]
+        statuses.append(session["status"])
+
+    assert statuses == ["done", "skipped"]
+
+
+def test_a_run_is_repeated_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+    assert run("source.path=a.wav", "sink=[file]") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    assert main(["repeat", "../moshi-out"]) == 0
+    again = (tmp_path / "moshi-out/repeat/a.wav").stat().st_mtime_ns
+    assert main(["repeat", "../moshi-out"]) == 0
+
+    assert (tmp_path / "moshi-out/repeat/a.wav").stat().st_mtime_ns > again
+    first = (tmp_path / "moshi-out/a.wav").read_bytes()
+    assert (tmp_path / "moshi-out/repeat/a.wav").read_bytes() == first
+    capsys.readouterr()
+    assert main(["repeat", "../moshi-out", "model=moshiko"]) == 2
+    assert "a repeated run keeps its model" in capsys.readouterr().err
+    assert main(["repeat", "../moshi-out", "seed=abc"]) == 2
+    assert "abc" in capsys.readouterr().err
+
+
+def test_a_translation_ends_at_its_end_token_whatever_the_sinks_take(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hibiki", preset="tiny", kind="hibiki", seed=3, dtype="float32")
+    write_babble(tmp_path / "a.wav", 0.4)
+    words = ["model=local", "model.path=hibiki", "source.path=a.wav", "max_tail_s=4"]
+    assert run(*words, "output_dir=with", "sink=[file,transcript]") == 0
+
+    assert run(*words, "output_dir=without", "sink=[file]") == 0
+
+    with_text, without = samples("with/a.wav"), samples("without/a.wav")
+    assert np.array_equal(with_text, without)
+
+
+def test_a_model_of_speech_to_text_pads_only_where_it_listens(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "stt", preset="tiny", kind="stt", seed=3, dtype="float32")
+    write_babble(tmp_path / "a.wav", 0.8)
+
+    words = ["model=local", "model.path=stt", "source.path=a.wav", "graph=codec", "sink=[file]"]
+    assert run(*words) == 0
+
+    assert len(samples("moshi-out/a.wav")) == round(0.8 * 24_000)
+
+
+def test_what_is_given_to_load_holds_for_its_sessions(tmp_path: Path) -> None:
+    (tmp_path / "embedded").mkdir()
+    overrides = {"sampling": {"temperature": 0.0}, "first_frame": "none", "tail_s": 0.16}
+    model = moshi_pipe.load("embedded", overrides=overrides)
+
+    with model.session(text_temperature=0.0) as session:
+        frames = list(session.run(babble(0.4)))
+
+        assert session.settings.temperature == 0.0
+        assert session.settings.first_frame == "none"
+    assert len(frames) == 7
+    with pytest.raises(ConfigError, match="no use for 'sink'"):
+        moshi_pipe.load(overrides={"sink": "file"})
+
+
+def test_codes_that_the_model_does_not_know_cannot_be_fed() -> None:
+    model = moshi_pipe.load("embedded", graph="decode")
+    with model.session() as session:
+        assert session.feed(np.zeros(8, np.int64)).audio is not None
+        with pytest.raises(InputError, match="0 to 255"):
+            session.feed(np.full(8, 256))

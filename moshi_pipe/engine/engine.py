@@ -252,14 +252,12 @@ class Engine:
         tick = Tick(
             n=n,
             active=np.zeros(n, dtype=bool),
-            frame=np.zeros(n, dtype=np.int64),
             end_codes=np.zeros(n, dtype=bool),
         )
         fed = np.zeros(n, dtype=bool)
         buffer = self._input.numpy()
         for slot, session in active:
             tick.active[slot] = True
-            tick.frame[slot] = session.num_frames
             if session.state is SessionState.DRAINING:
                 first = session.num_tail_frames == 0
                 tick.end_codes[slot] = first

@@ -22,14 +22,14 @@ _MANTISSA_BITS = 53
 def fill_exponential(out: npt.NDArray[np.float32], *, seed: int, step: int) -> None:
     """Fill ``out`` with the Exponential(1) draws of one model step.
 
-    Draw i is ``-log((raw_i >> 11) + 0.5) / 2^53)`` of raw word i, never zero and never infinite.
+    Draw i is ``-log(((raw_i >> 11) + 0.5) / 2^53)`` of raw word i, never zero and never infinite.
 
     Args:
         out: Any shape, float32, filled in C order.
         seed: The session's seed, any int; its low 128 bits count.
         step: Model steps since the session began.
     """
-    # The counter's low word counts words inside a step, the next one counts steps.
+    # The counter's low word counts blocks of four words inside a step, the next one counts steps.
     generator = np.random.Philox(key=seed % 2**128, counter=[0, step, 0, 0])
     raw = generator.random_raw(out.size) >> np.uint64(64 - _MANTISSA_BITS)
     uniform = (raw.astype(np.float64) + 0.5) * 2.0**-_MANTISSA_BITS

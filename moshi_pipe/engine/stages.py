@@ -51,9 +51,9 @@ class EncodeStage(BatchedNode):
         self._state = self._codec.new_encoder_state(num_slots)
         spec = self._codec.spec
         silence = torch.zeros(num_slots, spec.channels, spec.frame_size, device=self._device)
-        idle = torch.ones(num_slots, dtype=torch.bool, device=self._device)
+        everyone = torch.ones(num_slots, dtype=torch.bool, device=self._device)
         for _ in range(_WARM_UP_STEPS):
-            self._codec.encode(silence, idle, self._state)
+            self._codec.encode(silence, everyone, self._state)
         self._codec.reset(self._state, range(num_slots))
 
     def join(self, slot: int, settings: SessionSettings) -> None:
@@ -102,9 +102,9 @@ class DecodeStage(BatchedNode):
         """Make state and warm up."""
         self._state = self._codec.new_decoder_state(num_slots)
         zeros = torch.zeros(num_slots, self._num_codebooks, dtype=torch.int64, device=self._device)
-        idle = torch.ones(num_slots, dtype=torch.bool, device=self._device)
+        everyone = torch.ones(num_slots, dtype=torch.bool, device=self._device)
         for _ in range(_WARM_UP_STEPS):
-            self._codec.decode(zeros, idle, self._state)
+            self._codec.decode(zeros, everyone, self._state)
         self._codec.reset(self._state, range(num_slots))
 
     def join(self, slot: int, settings: SessionSettings) -> None:

@@ -63,7 +63,6 @@ class EngineStatistics:
         frames: Frames over all sessions.
         rows: Rows run over all ticks, idle ones included.
         sessions: Sessions that joined.
-        late_frames: Live frames that left after their deadline.
     """
 
     nodes: dict[str, Histogram] = field(default_factory=dict)
@@ -72,7 +71,6 @@ class EngineStatistics:
     frames: int = 0
     rows: int = 0
     sessions: int = 0
-    late_frames: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain numbers, for the report."""
@@ -81,7 +79,6 @@ class EngineStatistics:
             "frames": self.frames,
             "rows": self.rows,
             "sessions": self.sessions,
-            "late_frames": self.late_frames,
             "tick": self.tick.to_dict(),
             "nodes": {name: histogram.to_dict() for name, histogram in self.nodes.items()},
         }

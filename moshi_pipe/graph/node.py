@@ -207,14 +207,12 @@ class Tick:
     Attributes:
         n: Rows that run.
         active: Sessions that advance in this tick, numpy bool ``[n]``.
-        frame: Frame number of each session, numpy int64 ``[n]``, from 0.
         end_codes: Sessions whose input just ended and whose model is told so by one column of
             end codes instead of audio, numpy bool ``[n]``.
     """
 
     n: int
     active: npt.NDArray[np.bool_]
-    frame: npt.NDArray[np.int64]
     end_codes: npt.NDArray[np.bool_]
 
 
@@ -224,12 +222,10 @@ class BatchedNode(ABC):
     Attributes:
         inputs: Format per input port.
         outputs: Format per output port.
-        budget_ms: Time it may take per tick; None for a model that the graph cannot do without.
     """
 
     inputs: Mapping[str, Format]
     outputs: Mapping[str, Format]
-    budget_ms: float | None = None
 
     def open(self, num_slots: int) -> None:
         """Make state for ``num_slots`` and warm up; called once on the engine's thread."""

@@ -18,7 +18,7 @@ class Packet:
         output: Name of the graph output, such as ``audio`` or ``text``.
         frame: Tick of the session that made it, from 0. Frames that were not valid are missing:
             numbers rise but may skip.
-        pts_ns: Start of the frame on the session's time line: ``frame * frame_ns``.
+        pts_ns: Start of the frame on the session's time line: frame times its duration.
         payload: Audio float32 ``[channels, frame_size]``, codes int64 ``[num_codebooks]``, or a
             text token as int.
     """

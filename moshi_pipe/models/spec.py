@@ -14,7 +14,6 @@ from fractions import Fraction
 from typing import Any, Final
 
 from moshi_pipe.errors import CheckpointError, closest
-from moshi_pipe.units import NS_PER_SECOND
 
 ZERO_CODE: Final = -1
 """A stream that is muted: its embedding is exactly zero."""
@@ -45,11 +44,6 @@ class CodecSpec:
     def frame_rate(self) -> Fraction:
         """Frames per second, exact: Mimi's 12.5 Hz is ``Fraction(25, 2)``."""
         return Fraction(self.sample_rate, self.frame_size)
-
-    @property
-    def frame_ns(self) -> int:
-        """Duration of one frame in nanoseconds: 80 ms for Mimi."""
-        return self.frame_size * NS_PER_SECOND // self.sample_rate
 
     @property
     def frame_s(self) -> float:

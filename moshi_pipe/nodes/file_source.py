@@ -100,6 +100,9 @@ class FileInput(SessionInput):
             "name": entry.path.name,
             "parent": entry.path.parent.name,
             "index": index,
+            "start_s": entry.start_s,
+            "duration_s": entry.duration_s,
+            "channel": entry.channel,
         }
         self._entry = entry
         self._properties: AudioProperties | None = None

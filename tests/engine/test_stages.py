@@ -41,7 +41,6 @@ def tick(*, active: list[int] = [0], end: list[int] = []) -> Tick:  # noqa: B006
     return Tick(
         n=NUM_SLOTS,
         active=np.isin(rows, active),
-        frame=np.zeros(NUM_SLOTS, dtype=np.int64),
         end_codes=np.isin(rows, end),
     )
 

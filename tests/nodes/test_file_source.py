@@ -64,6 +64,9 @@ def test_a_file_is_one_session_named_by_its_stem(tmp_path: Path) -> None:
         "name": "talk.wav",
         "parent": "monday",
         "index": 0,
+        "start_s": 0.0,
+        "duration_s": None,
+        "channel": None,
     }
     assert (item.sample_rate, item.num_samples, item.seed) == (RATE, 2 * RATE, None)
     np.testing.assert_allclose(read(item)[0], babble(2.0), atol=1e-4)

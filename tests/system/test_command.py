@@ -77,7 +77,7 @@ def test_a_kill_leaves_every_file_valid(tmp_path: Path, form: str) -> None:
     for line in (out / "silence-0.jsonl").read_text(encoding="utf-8").splitlines():
         assert json.loads(line)
     assert (out / "silence-0.vtt").read_text(encoding="utf-8").startswith("WEBVTT")
-    assert not (out / "silence-0.json").exists()
+    assert not (out / "silence-0.session.json").exists()
 
 
 def test_ctrl_c_keeps_what_was_written_and_ends_with_the_report(tmp_path: Path) -> None:
