@@ -268,6 +268,31 @@ def assemble(
         GraphError: The wiring is wrong; nothing was downloaded but the config.
         CheckpointError: The model's files cannot be found, or do not fit its config.
     """
+    checked, codec, lm = wire(model, graph, plugins)
+    checkpoint = open_checkpoint(model, parts=parts_needed(graph))
+    checkpoint.check()
+    warnings = list(checkpoint.warnings)
+    if checkpoint.is_random:
+        warnings.append(
+            f"model '{model.name}' has random weights: what it says means nothing. "
+            "model=moshiko is the trained dialogue model (15.4 GB)"
+        )
+    return Assembly(checkpoint, checked, codec, lm, backend, plugins, warnings)
+
+
+def wire(
+    model: ModelOptions, graph: Mapping[str, Any], plugins: Plugins
+) -> tuple[Graph, CodecSpec, LMSpec | None]:
+    """Read the model's config and check the graph against it.
+
+    Returns:
+        The graph, what it needs to know of the codec, and the language model if it has one.
+
+    Raises:
+        GraphError: The wiring is wrong.
+        ConfigError: The graph needs a language model, and the model is only a codec.
+        CheckpointError: The model's config cannot be read.
+    """
     config, mimi = read_specs(model)
     kinds = kinds_needed(graph)
     if LM_KIND in kinds and config.lm is None:
@@ -277,18 +302,15 @@ def assemble(
             fix="choose graph=codec, encode or decode, or another model",
         )
     lm = config.lm if LM_KIND in kinds else None
-    ports = {**model_ports(mimi.codec, lm), **plugin_ports(plugins)}
-    checked = check_graph(graph, ports)
-    parts = [MIMI] * bool(kinds & {ENCODE_KIND, DECODE_KIND}) + [LM, TOKENIZER] * (lm is not None)
-    checkpoint = open_checkpoint(model, parts=parts)
-    checkpoint.check()
-    warnings = list(checkpoint.warnings)
-    if checkpoint.is_random:
-        warnings.append(
-            f"model '{model.name}' has random weights: what it says means nothing. "
-            "model=moshiko is the trained dialogue model (15.4 GB)"
-        )
-    return Assembly(checkpoint, checked, mimi.codec, lm, backend, plugins, warnings)
+    ports = {**model_ports(mimi.codec, lm), **_plugin_ports(plugins)}
+    return check_graph(graph, ports), mimi.codec, lm
+
+
+def parts_needed(graph: Mapping[str, Any]) -> list[str]:
+    """Parts of a model that a graph's nodes need."""
+    kinds = kinds_needed(graph)
+    codec = [MIMI] if kinds & {ENCODE_KIND, DECODE_KIND} else []
+    return [*codec, LM, TOKENIZER] if LM_KIND in kinds else codec
 
 
 def check_outputs(graph: Graph, sinks: Iterable[tuple[str, Iterable[str]]]) -> None:
@@ -312,7 +334,7 @@ def check_outputs(graph: Graph, sinks: Iterable[tuple[str, Iterable[str]]]) -> N
                 )
 
 
-def plugin_ports(plugins: Plugins) -> dict[str, Ports]:
+def _plugin_ports(plugins: Plugins) -> dict[str, Ports]:
     """Ports of the kinds of nodes that plugins register."""
     ports = {}
     for name in plugins.nodes.names("node"):

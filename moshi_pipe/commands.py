@@ -36,6 +36,7 @@ def _plugins(words: Sequence[str]) -> int:
 
 def _plan(words: Sequence[str]) -> int:
     """Predict the memory of a run from its configuration alone."""
+    from moshi_pipe.assembly import parts_needed
     from moshi_pipe.models.plan import plan_model
 
     config = _config(words)
@@ -47,7 +48,7 @@ def _plan(words: Sequence[str]) -> int:
         kv_dtype=config.backend.kv_dtype,
         slots=config.engine.slots,
         context=config.backend.context,
-        parts=_parts(config),
+        parts=parts_needed(config.graph),
         rows_per_slot=2 if guided else 1,
     )
     sys.stdout.write(plan_text(plan))
@@ -58,16 +59,11 @@ def _graph(words: Sequence[str]) -> int:
     """Draw the composed graph in the terminal, or as SVG into a file."""
     svg = [word.partition("=")[2] for word in words if word.startswith("svg=")]
     config = _config([word for word in words if not word.startswith("svg=")])
-    from moshi_pipe.assembly import plugin_ports
-    from moshi_pipe.graph.graph import check_graph, model_ports
-    from moshi_pipe.models.checkpoint import read_specs
+    from moshi_pipe.assembly import wire
+    from moshi_pipe.graph.draw import draw_svg, draw_text
     from moshi_pipe.plugins import load_plugins
 
-    model, mimi = read_specs(config.model)
-    kinds = {**model_ports(mimi.codec, model.lm), **plugin_ports(load_plugins())}
-    graph = check_graph(config.graph, kinds)
-    from moshi_pipe.graph.draw import draw_svg, draw_text
-
+    graph, _, _ = wire(config.model, config.graph, load_plugins())
     if not svg:
         sys.stdout.write(draw_text(graph) + "\n")
         return 0
@@ -172,17 +168,6 @@ def _config(words: Sequence[str]) -> RunConfig:
             f"cannot read the word '{others[0]}'", wanted="key=value, or --config-dir FOLDER"
         )
     return load_run(prepare(overrides), load_plugins().nodes, need_source=False)
-
-
-def _parts(config: RunConfig) -> tuple[str, ...]:
-    """Models that the graph needs."""
-    from moshi_pipe.graph.graph import kinds_needed
-
-    kinds = kinds_needed(config.graph)
-    parts = ["lm"] if "lm" in kinds else []
-    if any(kind.startswith("codec.") for kind in kinds):
-        parts.append("mimi")
-    return tuple(parts)
 
 
 def _checkpoint_details() -> str:

@@ -9,7 +9,7 @@ import math
 import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from moshi_pipe.config import (
     DTYPES,

@@ -291,7 +291,10 @@ def _free_bytes(device: str, gpus: Sequence[int]) -> int | None:
         index = device.partition(":")[2] or "0"
         known = index.isdigit() and int(index) < len(gpus)
         return gpus[int(index)] if known else None
-    return None  # a backend's own device, or mps: nobody tells how much is free
+    if device == "mps":
+        return None  # shared with everything else that runs
+    kinds = ("auto", "cpu", "cuda", "mps")
+    raise ConfigError(f"unknown device '{device}'", wanted=closest(device, kinds))
 
 
 def _weights_of(config: ModelConfig) -> list[TensorSpec]:
