@@ -107,6 +107,9 @@ class PlainUI(SilentUI):
         self._started: dict[str, float] = {}
         self._said: dict[str, float] = {}
         self._length: dict[str, float | None] = {}
+        self._done: dict[str, float] = {}  # seconds of audio per session that runs
+        self._done_before = 0.0  # and of all that ended
+        self._began: float | None = None
         self._total: int | None = None
         self._ended = 0
 
@@ -124,12 +127,14 @@ class PlainUI(SilentUI):
 
     def session_begins(self, session_id: str, audio_s: float | None) -> None:
         """Remember when a session started."""
+        self._began = self._now() if self._began is None else self._began
         self._started[session_id] = self._said[session_id] = self._now()
         self._length[session_id] = audio_s
 
     def session_at(self, session_id: str, done_s: float) -> None:
         """Write a line now and then."""
         now = self._now()
+        self._done[session_id] = done_s
         if now - self._said.get(session_id, now) < _LINE_EVERY_S:
             return
         self._said[session_id] = now
@@ -140,11 +145,19 @@ class PlainUI(SilentUI):
 
     def session_ends(self, report: SessionReport) -> None:
         """Write what became of a session."""
-        for known in (self._started, self._said, self._length):
+        for known in (self._started, self._said, self._length, self._done):
             known.pop(report.id, None)
+        self._done_before += report.audio_s
         self._ended += 1
-        place = f"[{self._ended}/{self._total}] " if self._total else ""
+        many = self._total is not None and self._total > 1
+        speed = f", {self._overall()}" if many and self._done_before else ""
+        place = f"[{self._ended}/{self._total}{speed}] " if self._total else ""
         self.note(place + session_line(report))
+
+    def _overall(self) -> str:
+        """Speed of all sessions together."""
+        passed = max(self._now() - (self._began or 0.0), 1e-9)
+        return f"{(self._done_before + sum(self._done.values())) / passed:.2f} x real time"
 
     def finish(self, report: RunReport) -> None:
         """Write the report."""
@@ -197,6 +210,9 @@ class TerminalUI(PlainUI):
             passed = max(self._now() - self._started[session_id], 1e-9)
             speed = f"{done_s / passed:.2f} x real time"
             self._open().update(self._bars[session_id], completed=done_s, speed=speed)
+        self._done[session_id] = done_s
+        if self._all is not None:
+            self._open().update(self._all, speed=self._overall())
 
     def session_ends(self, report: SessionReport) -> None:
         """Remove a bar and write what became of its session."""
@@ -205,7 +221,7 @@ class TerminalUI(PlainUI):
             self._open().remove_task(bar)
         super().session_ends(report)
         if self._all is not None:
-            self._open().update(self._all, completed=self._ended)
+            self._open().update(self._all, completed=self._ended, speed=self._overall())
 
     def finish(self, report: RunReport) -> None:
         """Remove the bars and write the report."""

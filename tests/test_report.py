@@ -128,11 +128,12 @@ def test_lines_say_how_far_a_long_session_is(capsys: pytest.CaptureFixture[str])
     for second in range(1, 12):
         now[0] = float(second)
         ui.session_at("a", second * 3.0)
+    now[0] = 20.0
     ui.session_ends(SessionReport("a", "done", audio_s=60.0, wall_s=20.0))
 
     assert capsys.readouterr().err.splitlines() == [
         "a: 30.0 s of 1 min 00 s, 3.00 x real time",
-        "[1/2] a: done, 1 min 00 s of audio in 20.0 s (3.00 x real time)",
+        "[1/2, 3.00 x real time] a: done, 1 min 00 s of audio in 20.0 s (3.00 x real time)",
     ]
 
 
