@@ -16,19 +16,14 @@ if TYPE_CHECKING:
     from moshi_pipe.nn.backend import TorchOptions
 
 NODES: Final = (
-    ("source", "file", "file_source:FileSource", "file_source:FileSourceOptions"),
-    ("source", "silence", "array_source:SilenceSource", "array_source:SilenceSourceOptions"),
-    ("source", "codes", "codes_source:CodesSource", "codes_source:CodesSourceOptions"),
-    ("sink", "file", "file_sink:FileSink", "file_sink:FileSinkOptions"),
-    (
-        "sink",
-        "transcript",
-        "transcript_sink:TranscriptSink",
-        "transcript_sink:TranscriptOptions",
-    ),
-    ("sink", "codes", "codes_sink:CodesSink", "codes_sink:CodesSinkOptions"),
+    ("source", "file", "file_source:FileSource", "FileSourceOptions"),
+    ("source", "silence", "array_source:SilenceSource", "SilenceSourceOptions"),
+    ("source", "codes", "codes_source:CodesSource", "CodesSourceOptions"),
+    ("sink", "file", "file_sink:FileSink", "FileSinkOptions"),
+    ("sink", "transcript", "transcript_sink:TranscriptSink", "TranscriptSinkOptions"),
+    ("sink", "codes", "codes_sink:CodesSink", "CodesSinkOptions"),
 )
-"""Kind, name, class and options of every node in :mod:`moshi_pipe.nodes`."""
+"""Every node in :mod:`moshi_pipe.nodes`: kind, name, class, and options in its ``options``."""
 
 
 class BuiltinNodes:
@@ -38,7 +33,9 @@ class BuiltinNodes:
     def register_nodes(self, registry: OwnedRegistry) -> None:
         """Offer :data:`NODES`."""
         for kind, name, cls, options in NODES:
-            registry.add(kind, name, f"moshi_pipe.nodes.{cls}", f"moshi_pipe.nodes.{options}")
+            registry.add(
+                kind, name, f"moshi_pipe.nodes.{cls}", f"moshi_pipe.nodes.options:{options}"
+            )
 
 
 class TorchBackend:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     import numpy.typing as npt
+
+    from moshi_pipe.nodes.options import SilenceSourceOptions
 
 _PIECE = 24_000
 _MOST_CHANNELS = 64  # more are samples, in an array that lies the other way
@@ -100,21 +101,6 @@ class ArraySource(Source):
     def num_sessions(self) -> int:
         """Arrays that were given."""
         return len(self._inputs)
-
-
-@dataclass
-class SilenceSourceOptions:
-    """How much silence.
-
-    Attributes:
-        duration_s: Length of each session, in seconds.
-        count: Sessions.
-        sample_rate: Hz.
-    """
-
-    duration_s: float = 10.0
-    count: int = 1
-    sample_rate: int = 24_000
 
 
 class SilenceSource(Source):

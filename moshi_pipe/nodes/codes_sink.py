@@ -8,7 +8,6 @@ text, ``text`` int32 ``[T]``; columns that did not come are 0 and not valid. Met
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,25 +24,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from moshi_pipe.graph.packet import Packet
+    from moshi_pipe.nodes.options import CodesSinkOptions
 
 _SUFFIX: Final = ".safetensors"
 _NO_TEXT: Final = -1
 _OUTPUTS: Final = ("codes", "user_codes")
-
-
-@dataclass
-class CodesSinkOptions:
-    """How codes are written.
-
-    Attributes:
-        path: Name of the file under ``output_dir``, without its ending.
-        output: ``codes`` that the model made, or ``user_codes`` that it heard.
-        text: Also keep the text tokens, where the graph makes them.
-    """
-
-    path: str = "{stem}"
-    output: str = "codes"
-    text: bool = True
 
 
 class CodesSink(Sink):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,21 +16,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from moshi_pipe.nodes.options import CodesSourceOptions
+
 _CHUNK_FRAMES: Final = 256
 _TENSORS: Final = ("codes", "valid")
-
-
-@dataclass
-class CodesSourceOptions:
-    """Which files of codes are read.
-
-    Attributes:
-        path: A file, a glob or a folder.
-        recursive: Look into sub-folders of a folder.
-    """
-
-    path: str = "???"
-    recursive: bool = False
 
 
 class CodesSource(Source):

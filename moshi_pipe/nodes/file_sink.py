@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,25 +19,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from moshi_pipe.graph.packet import Packet
+    from moshi_pipe.nodes.options import FileSinkOptions
 
 _OUTPUTS = ("audio", "user_audio")
-
-
-@dataclass
-class FileSinkOptions:
-    """How audio is written.
-
-    Attributes:
-        path: Name of the file under ``output_dir``; fields in braces come from the session.
-        format: ``wav``, ``flac`` or ``ogg``.
-        output: Which side to write: ``audio`` is the model, ``user_audio`` what it heard.
-        stereo: Write both sides: the model left, the user right.
-    """
-
-    path: str = "{stem}"
-    format: str = "wav"
-    output: str = "audio"
-    stereo: bool = False
 
 
 class FileSink(Sink):

@@ -20,24 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from moshi_pipe.nodes.options import FileSourceOptions
+
 _MANIFEST_KEYS: Final = ("path", "id", "seed", "start_s", "duration_s", "channel")
-
-
-@dataclass
-class FileSourceOptions:
-    """Which recordings are read.
-
-    Attributes:
-        path: A file, a glob, a folder, or a ``.jsonl`` manifest: one object a line with ``path``
-            (relative to the manifest) and optionally ``id``, ``seed``, ``start_s``, ``duration_s``
-            and ``channel``.
-        recursive: Look into sub-folders of a folder.
-        channel: Use this channel only, from 0; null mixes all of them down.
-    """
-
-    path: str = "???"
-    recursive: bool = False
-    channel: int | None = None
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import ConfigError, OutputError, closest
@@ -17,25 +17,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moshi_pipe.graph.packet import Packet
+    from moshi_pipe.nodes.options import TranscriptSinkOptions
 
 _CUE_PAUSE_S: Final = 1.0
 _CUE_LONGEST_S: Final = 7.0
 _CUE_SHORTEST_S: Final = 0.04  # a cue without duration is no cue
 _CUE_CHARACTERS: Final = 84  # two lines of 42, as subtitle guidelines have it
 _SENTENCE_ENDS: Final = (".", "?", "!", "…")
-
-
-@dataclass
-class TranscriptOptions:
-    """How the transcript is written.
-
-    Attributes:
-        path: Name of the files under ``output_dir``, without their endings.
-        formats: Any of ``jsonl`` (one word a line, with times), ``txt``, ``srt`` and ``vtt``.
-    """
-
-    path: str = "{stem}"
-    formats: list[str] = field(default_factory=lambda: ["jsonl", "txt"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +55,7 @@ class TranscriptSink(Sink):
 
     takes = ("text",)
 
-    def __init__(self, options: TranscriptOptions) -> None:
+    def __init__(self, options: TranscriptSinkOptions) -> None:
         for name in options.formats:
             if name not in _WRITERS:
                 raise ConfigError(

@@ -14,8 +14,8 @@ from moshi_pipe.nodes.array_source import (
     ArrayInput,
     ArraySource,
     SilenceSource,
-    SilenceSourceOptions,
 )
+from moshi_pipe.nodes.options import SilenceSourceOptions
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -18,7 +18,8 @@ from moshi_pipe.errors import ConfigError, OutputError
 from moshi_pipe.graph.format import Codes, Text
 from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
-from moshi_pipe.nodes.codes_sink import CodesSink, CodesSinkOptions
+from moshi_pipe.nodes.codes_sink import CodesSink
+from moshi_pipe.nodes.options import CodesSinkOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -144,7 +145,8 @@ from moshi_pipe.graph.format import Codes
 from moshi_pipe.graph.node import SessionInfo
 from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
-from moshi_pipe.nodes.codes_sink import CodesSink, CodesSinkOptions
+from moshi_pipe.nodes.codes_sink import CodesSink
+from moshi_pipe.nodes.options import CodesSinkOptions
 
 async def run():
     sink = CodesSink(CodesSinkOptions())

@@ -17,8 +17,9 @@ from moshi_pipe.errors import InputError
 from moshi_pipe.graph.format import Codes
 from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
-from moshi_pipe.nodes.codes_sink import CodesSink, CodesSinkOptions
-from moshi_pipe.nodes.codes_source import CodesSource, CodesSourceOptions
+from moshi_pipe.nodes.codes_sink import CodesSink
+from moshi_pipe.nodes.codes_source import CodesSource
+from moshi_pipe.nodes.options import CodesSinkOptions, CodesSourceOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,8 @@ from moshi_pipe.errors import ConfigError, OutputError
 from moshi_pipe.graph.format import Audio, Text
 from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
-from moshi_pipe.nodes.file_sink import FileSink, FileSinkOptions
+from moshi_pipe.nodes.file_sink import FileSink
+from moshi_pipe.nodes.options import FileSinkOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -191,7 +192,8 @@ from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.node import SessionInfo
 from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
-from moshi_pipe.nodes.file_sink import FileSink, FileSinkOptions
+from moshi_pipe.nodes.file_sink import FileSink
+from moshi_pipe.nodes.options import FileSinkOptions
 from support.audio import babble
 
 async def run(folder, kind, num_frames):

@@ -18,7 +18,8 @@ from support.audio import babble, write_babble
 from moshi_pipe.engine.framing import Reframer
 from moshi_pipe.errors import InputError
 from moshi_pipe.nodes import file_source
-from moshi_pipe.nodes.file_source import FileSource, FileSourceOptions
+from moshi_pipe.nodes.file_source import FileSource
+from moshi_pipe.nodes.options import FileSourceOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,8 @@ from moshi_pipe.errors import ConfigError, OutputError
 from moshi_pipe.graph.format import Text
 from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
-from moshi_pipe.nodes.transcript_sink import TranscriptOptions, TranscriptSink
+from moshi_pipe.nodes.options import TranscriptSinkOptions
+from moshi_pipe.nodes.transcript_sink import TranscriptSink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +43,7 @@ def session(folder: Path, **changes: Any) -> SessionInfo:
 
 def run(info: SessionInfo, spoken: list[int], **options: Any) -> Mapping[str, Any]:
     async def write() -> Mapping[str, Any]:
-        sink = TranscriptSink(TranscriptOptions(**options))
+        sink = TranscriptSink(TranscriptSinkOptions(**options))
         await sink.open(info)
         try:
             for frame, token in enumerate(spoken):
@@ -148,7 +149,7 @@ def test_hours_are_written_in_full(tmp_path: Path) -> None:
 
 def test_a_word_is_on_disk_as_soon_as_it_is_whole(tmp_path: Path) -> None:
     async def write() -> list[int]:
-        sink = TranscriptSink(TranscriptOptions(formats=ALL))
+        sink = TranscriptSink(TranscriptSinkOptions(formats=ALL))
         await sink.open(session(tmp_path))
         for frame, token in enumerate(ids("▁Hello", START, "▁wor", "ld", START)):
             await sink.write(Packet("text", frame, 0, token))
@@ -167,7 +168,7 @@ def test_a_format_named_twice_is_written_once(tmp_path: Path) -> None:
 
 def test_an_unknown_format_gives_the_closest() -> None:
     with pytest.raises(ConfigError) as caught:
-        TranscriptSink(TranscriptOptions(formats=["json"]))
+        TranscriptSink(TranscriptSinkOptions(formats=["json"]))
     assert str(caught.value) == (
         "sink.transcript.formats has no such format\n"
         "  got:    json\n"
@@ -191,7 +192,7 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_stays_open(tmp_path
 
 def test_a_session_that_failed_before_its_first_frame_leaves_nothing(tmp_path: Path) -> None:
     async def fail() -> Mapping[str, Any]:
-        sink = TranscriptSink(TranscriptOptions(formats=ALL))
+        sink = TranscriptSink(TranscriptSinkOptions(formats=ALL))
         await sink.open(session(tmp_path))
         return await sink.close(SessionEnd(0, complete=False))
 
@@ -201,7 +202,8 @@ def test_a_session_that_failed_before_its_first_frame_leaves_nothing(tmp_path: P
 
 def test_a_sink_that_never_opened_closes_quietly() -> None:
     assert (
-        asyncio.run(TranscriptSink(TranscriptOptions()).close(SessionEnd(3, complete=False))) == {}
+        asyncio.run(TranscriptSink(TranscriptSinkOptions()).close(SessionEnd(3, complete=False)))
+        == {}
     )
 
 
@@ -214,11 +216,12 @@ from moshi_pipe.graph.format import Text
 from moshi_pipe.graph.node import SessionInfo
 from moshi_pipe.graph.node import SessionEnd
 from moshi_pipe.graph.packet import Packet
-from moshi_pipe.nodes.transcript_sink import TranscriptOptions, TranscriptSink
+from moshi_pipe.nodes.transcript_sink import TranscriptSink
+from moshi_pipe.nodes.options import TranscriptSinkOptions
 from support.tokens import WordTokenizer, ids
 
 async def run():
-    options = TranscriptOptions(formats=["jsonl", "txt", "srt", "vtt"])
+    options = TranscriptSinkOptions(formats=["jsonl", "txt", "srt", "vtt"])
     sink = TranscriptSink(options)
     formats = {"text": Text(300, Fraction(25, 2))}
     tokenizer = WordTokenizer()
