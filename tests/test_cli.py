@@ -419,10 +419,10 @@ CHEAP = [
     ("--help source", "hydra omegaconf torch numpy rich"),
     ("--version", "hydra omegaconf torch numpy rich"),
     ("plugins", "hydra omegaconf torch numpy rich"),
-    ("plan", "torch soundfile sphn sentencepiece huggingface_hub"),
-    ("graph", "torch soundfile sphn sentencepiece huggingface_hub"),
-    ("source.path=a --cfg job", "torch soundfile sphn sentencepiece huggingface_hub"),
-    ("source=fle", "torch soundfile sphn sentencepiece huggingface_hub"),
+    ("plan", "torch numpy soundfile sphn sentencepiece huggingface_hub"),
+    ("graph", "torch numpy soundfile sphn sentencepiece huggingface_hub"),
+    ("source.path=a --cfg job", "torch numpy soundfile sphn sentencepiece huggingface_hub"),
+    ("source=fle", "torch numpy soundfile sphn sentencepiece huggingface_hub"),
 ]
 
 
