@@ -159,8 +159,7 @@ class Conversation:
         schedule: Schedule,
         settings: SessionSettings,
     ) -> None:
-        from moshi_pipe.engine.ring import Ring
-        from moshi_pipe.engine.session import Session
+        from moshi_pipe.engine.session import make_session
 
         self.settings = settings
         self._config = config
@@ -171,12 +170,13 @@ class Conversation:
         self._tokenizer = assembly.tokenizer()
         self._utf8 = getincrementaldecoder("utf-8")(errors="replace")
         formats = assembly.graph.output_formats
-        columns = {name: (formats[name].shape, formats[name].dtype) for name in schedule.outputs}
-        self._session = Session(
+        self._session = make_session(
             "session",
             settings,
-            Ring({self._input: (self._form.shape, self._form.dtype)}, capacity=1),
-            Ring(columns, capacity=1),
+            {self._input: self._form},
+            {name: formats[name] for name in schedule.outputs},
+            inbox_frames=1,
+            outbox_frames=1,
         )
         engine.open()
         engine.submit(self._session)
@@ -218,7 +218,8 @@ class Conversation:
             from moshi_pipe.engine.exchange import check_codes
 
             check_codes(self._session.id, array.reshape(-1, 1), self._form)
-        if not self._session.inbox.put(0, {self._input: array.reshape(shape)}):
+        row = {self._input: array.reshape(shape)}
+        if not self._session.inbox.put(self._session.next_frame, row):
             raise InputError("the session is over: it takes no further frame")
         while self._engine.tick():
             pass

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import secrets
 import signal
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.assembly import Models, assemble, check_outputs
+from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Source
+from moshi_pipe.nodes.portaudio import native_noise_apart
+from moshi_pipe.observers import RunObserver
+from moshi_pipe.progress import choose_ui
 from moshi_pipe.report import (
     NodeReport,
     RunReport,
@@ -26,30 +31,77 @@ from moshi_pipe.report import (
     write_atomically,
     write_report,
 )
-from moshi_pipe.units import format_count
+from moshi_pipe.units import NS_PER_MS, NS_PER_SECOND, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from moshi_pipe.config import EngineOptions as EngineConfig
     from moshi_pipe.config import RunConfig
     from moshi_pipe.engine.edge import Edge
-    from moshi_pipe.engine.engine import Engine
-    from moshi_pipe.engine.exchange import SessionPlan, SessionResult
+    from moshi_pipe.engine.engine import Engine, EngineOptions
+    from moshi_pipe.engine.exchange import SessionResult
     from moshi_pipe.graph.schedule import Schedule
     from moshi_pipe.plugins import Plugins
     from moshi_pipe.progress import UI
 
+_PACKAGE: Final = "moshi_pipe"
 _SEED_BITS: Final = 63
+
+_MIN_INTERVAL_MS: Final = 20.0  # with several slots, so that sessions share ticks
+
+_LIVE_POLICIES: Final = {
+    "drop_oldest": "drop_oldest",
+    "skip_to_live": "drop_all",
+    "fail": "close",
+}
 
 # Keys that change where results go or how fast they are made, not what they are.
 _NOT_IN_SIGNATURE: Final = ("output_dir", "resume", "experiment", "hydra")
-_NOT_IN_SIGNATURE_OF: Final = {"source": ("path",), "engine": ("inbox_frames", "outbox_frames")}
+_NOT_IN_SIGNATURE_OF: Final = {
+    "source": ("path",),
+    "engine": (
+        *("inbox_frames", "outbox_frames"),
+        *("late", "max_lag_ms", "budget_ms", "min_interval_ms"),
+    ),
+}
 
 # What a source may say of a session that shapes its result.
 _IDENTITY: Final = ("path", "start_s", "duration_s", "channel")
 
 
-def run_config(config: RunConfig, ui: UI, plugins: Plugins) -> RunReport:
+def run_in_terminal(config: RunConfig, plugins: Plugins) -> int:
+    """Run a configuration and show a person how it goes; returns the exit code.
+
+    Raises:
+        MoshiPipeError: As :func:`run_config`.
+    """
+    source: Source = config.source.make()
+    with native_noise_apart() if source.live else nullcontext():
+        ui = choose_ui()
+        messages = _Messages(ui)
+        logging.getLogger(_PACKAGE).addHandler(messages)
+        try:
+            return run_config(config, ui, plugins, source).exit_code
+        finally:
+            logging.getLogger(_PACKAGE).removeHandler(messages)
+            ui.close()
+
+
+class _Messages(logging.Handler):
+    """Shows warnings of the package where they tear nothing."""
+
+    def __init__(self, ui: UI) -> None:
+        super().__init__(logging.WARNING)
+        self._ui = ui
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._ui.warn(record.getMessage())
+
+
+def run_config(
+    config: RunConfig, ui: UI, plugins: Plugins, source: Source | None = None
+) -> RunReport:
     """Run a configuration to its end and write its results and its report.
 
     Ctrl-C ends the sessions that run, keeps what was written and returns a report; a second one
@@ -59,6 +111,7 @@ def run_config(config: RunConfig, ui: UI, plugins: Plugins) -> RunReport:
         config: Typed and checked.
         ui: Told how it goes.
         plugins: Nodes, backends and observers.
+        source: Where sessions come from; None makes it.
 
     Returns:
         The report, which was also written as ``run.json`` beside ``config.yaml``.
@@ -66,24 +119,30 @@ def run_config(config: RunConfig, ui: UI, plugins: Plugins) -> RunReport:
     Raises:
         MoshiPipeError: Nothing could be run; sessions that fail are in the report instead.
     """
-    return _Run(config, ui, plugins).run()
+    return _Run(config, ui, plugins, source or config.source.make()).run()
 
 
 class _Run:
     """One run; holds what its steps share."""
 
-    def __init__(self, config: RunConfig, ui: UI, plugins: Plugins) -> None:
+    def __init__(self, config: RunConfig, ui: UI, plugins: Plugins, source: Source) -> None:
         self.config = config
         self.ui = ui
         self.plugins = plugins
-        self.source: Source = config.source.make()
+        self.source = source
         self.assembly = assemble(config.model, config.graph, config.backend, plugins)
         self.sink_labels = [sink.label for sink in config.sinks]
+        self.live = self.source.live
+        self.exchange = _ring_options(config.engine, self.assembly.frame_s, live=self.live)
         takes = [(sink.label, sink.make()) for sink in config.sinks]
-        check_outputs(self.assembly.graph, [(label, sink.takes) for label, sink in takes])
+        needed = [(label, sink.takes) for label, sink in takes]
+        check_outputs(self.assembly.graph, [*needed, (config.source.entry.name, self.source.takes)])
         wanted = {name for _, sink in takes for name in (*sink.takes, *sink.optional)}
+        wanted.update(self.source.takes)
+        if self.live:
+            wanted.update(("audio", "user_audio", "text"))  # for the view
         self.seed = _seed(config)
-        self.settings = self.assembly.settings(config, live=self.source.live)
+        self.settings = self.assembly.settings(config, live=self.live)
         if self.settings.end_on_text is not None or plugins.manager.hook.on_text.get_hookimpls():
             wanted.add("text")
         outputs = self.assembly.graph.outputs
@@ -93,7 +152,7 @@ class _Run:
         self.tokenizer = self.assembly.tokenizer()
         self.signature = _signature(config, self.assembly.files())
         self.models = Models()
-        self.load_s = 0.0
+        self.start_s: dict[str, float] = {}
         self.skipped: list[SessionReport] = []
         self.order: list[str] = []
         self.latency_ms = self.assembly.latency_ms
@@ -105,11 +164,15 @@ class _Run:
         for warning in self.assembly.warnings:
             self.ui.warn(warning)
         num_sessions = self.source.num_sessions()
-        engine = self._engine()
         start = time.monotonic()
-        results, failure, interrupted = asyncio.run(self._go(engine, num_sessions))
-        report = self._report(engine, results, interrupted)
-        report.wall_s = time.monotonic() - start - self.load_s
+        import torch  # noqa: F401  # seconds, on a cold disk
+
+        self.start_s["libraries"] = time.monotonic() - start
+        observer = RunObserver(self.ui, self.plugins, self._session_report, live=self.live)
+        engine = self._engine(observer)
+        failure, interrupted = asyncio.run(self._go(engine, observer, num_sessions))
+        report = self._report(engine, [*self.skipped, *observer.reports], interrupted)
+        report.wall_s = time.monotonic() - start - report.load_s
         write_report(report, config.composed)
         if failure is not None:
             raise failure
@@ -117,32 +180,32 @@ class _Run:
         return report
 
     async def _go(
-        self, engine: Engine, num_sessions: int | None
-    ) -> tuple[list[SessionReport], MoshiPipeError | None, bool]:
-        """Start the engine, run the edge, and see to it that both end."""
-        from moshi_pipe.engine.edge import Edge
-        from moshi_pipe.observers import RunObserver
+        self, engine: Engine, observer: RunObserver, num_sessions: int | None
+    ) -> tuple[MoshiPipeError | None, bool]:
+        """Start the engine, run the edge, and see to it that both end.
 
-        observer = RunObserver(self.ui, self.plugins, self._session_report)
+        Returns:
+            What went wrong, and whether Ctrl-C cut sessions short.
+        """
+        from moshi_pipe.engine.edge import Edge
+
         graph = self.assembly.graph
-        edge = Edge(
-            engine,
-            input_name=graph.input,
-            input_format=graph.input_format,
-            output_formats={name: graph.output_formats[name] for name in self.schedule.outputs},
-            plan=self._plan,
-            observer=observer,
-            inbox_frames=self.config.engine.inbox_frames,
-            outbox_frames=self.config.engine.outbox_frames,
+        options = ExchangeOptions(
+            graph.input,
+            graph.input_format,
+            {name: graph.output_formats[name] for name in self.schedule.outputs},
+            *self.exchange,
+            self.live,
         )
-        stopped = _Interrupt(edge, self.ui)
+        edge = Edge(engine, options, plan=self._plan, observer=observer)
+        stopped = _Interrupt(edge, self.source, self.ui)
         failure: MoshiPipeError | None = None
         try:
             with stopped.listening():
-                began = time.monotonic()
                 engine.start()
                 await asyncio.to_thread(engine.ready.wait)
-                self.load_s = time.monotonic() - began
+                self.start_s["models"] = engine.made_ns / NS_PER_SECOND
+                self.start_s["warm-up"] = engine.warm_ns / NS_PER_SECOND
                 if engine.error is not None:
                     raise engine.error
                 if not stopped.seen:
@@ -153,12 +216,12 @@ class _Run:
             failure = error
         finally:
             await asyncio.to_thread(engine.stop)
-        return [*self.skipped, *observer.reports], failure, stopped.seen
+        return failure, stopped.cut_short
 
-    def _engine(self) -> Engine:
+    def _engine(self, observer: RunObserver) -> Engine:
         import torch
 
-        from moshi_pipe.engine.engine import Engine, EngineOptions
+        from moshi_pipe.engine.engine import Engine
         from moshi_pipe.nn.backend import choose_device
 
         config = self.config
@@ -181,15 +244,31 @@ class _Run:
             make_nodes,
             self.schedule,
             input_format=self.assembly.graph.input_format,
-            options=EngineOptions(
-                num_slots=config.engine.slots, live=self.source.live, device=device
-            ),
+            options=self._engine_options(device),
+            on_late=observer.on_late,
+        )
+
+    def _engine_options(self, device: str) -> EngineOptions:
+        """How ticks are formed."""
+        from moshi_pipe.engine.engine import EngineOptions
+
+        config, frame_s = self.config.engine, self.assembly.frame_s
+        budget_ms = frame_s * 1000 if config.budget_ms is None else config.budget_ms
+        interval_ms = config.min_interval_ms
+        if interval_ms is None:
+            interval_ms = 0.0 if config.slots == 1 else _MIN_INTERVAL_MS
+        return EngineOptions(
+            num_slots=config.slots,
+            live=self.live,
+            all_rows=not self.live or self.config.backend.numerics == "reference",
+            min_interval_ns=round(interval_ms * NS_PER_MS),
+            frame_ns=round(frame_s * NS_PER_SECOND),
+            budget_ns=round(budget_ms * NS_PER_MS),
+            device=device,
         )
 
     def _plan(self, item: SessionInput) -> SessionPlan | None:
         """Decide how a session input is run; None when its results are there."""
-        from moshi_pipe.engine.exchange import SessionPlan
-
         config, assembly = self.config, self.assembly
         self.order.append(item.id)
         seed = item.seed if item.seed is not None else derive_seed(self.seed, item.id)
@@ -207,9 +286,9 @@ class _Run:
             text_delay_s=assembly.text_delay_s,
             tokenizer=self.tokenizer,
         )
-        sinks = [sink.make() for sink in config.sinks]
+        sinks = [*item.sinks, *(sink.make() for sink in config.sinks)]
         outputs = [path for sink in sinks for path in sink.outputs(info)]
-        if config.resume and self._is_done(item, seed, outputs):
+        if config.resume and not self.live and self._is_done(item, seed, outputs):
             report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
             self.skipped.append(report)
             self.ui.session_ends(report)
@@ -251,7 +330,9 @@ class _Run:
             files=[file for sink in result.sinks for file in sink.get("files", ())],
             error=None if result.failure is None else str(result.failure),
             exit_code=0 if result.failure is None else result.failure.exit_code,
-            sinks=dict(zip(self.sink_labels, result.sinks, strict=False)),
+            dropped=result.num_dropped,
+            source=dict(result.source),
+            sinks=self._by_label(result.sinks),
         )
         record = {
             **asdict(report),
@@ -268,6 +349,12 @@ class _Run:
             report.warnings.append(str(error))
         return report
 
+    def _by_label(self, said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What sinks said, by their labels; those of the input itself come first."""
+        own = len(said) - len(self.sink_labels)
+        labels = [self.config.source.entry.name] * max(0, own) + self.sink_labels
+        return dict(zip(labels, said, strict=False))
+
     def _session_file(self, session_id: str) -> Path:
         return self.config.output_dir / f"{session_id}.session.json"
 
@@ -283,7 +370,8 @@ class _Run:
         return (
             f"{self.config.model.name} on {caps.device}, {caps.dtype}, "
             f"{format_count(engine.num_slots, 'slot')}, seed {self.seed}, "
-            f"ready in {self.load_s:.1f} s"
+            f"ready in {sum(self.start_s.values()):.1f} s "
+            f"({', '.join(f'{what} {seconds:.1f}' for what, seconds in self.start_s.items())})"
         )
 
     def _report(
@@ -296,6 +384,8 @@ class _Run:
             row = histogram.to_dict()
             shown = ("mean_ms", "p50_ms", "p99_ms", "max_ms")
             nodes.append(NodeReport(name, histogram.count, *(row[key] for key in shown)))
+        dropped = sum(session.dropped for session in sessions)
+        verdict = engine.lateness.verdict(dropped=dropped, underruns=_underruns(sessions))
         place = {session_id: i for i, session_id in enumerate(self.order)}
         return RunReport(
             model=self.config.model.name,
@@ -305,7 +395,7 @@ class _Run:
             seed=self.seed,
             output_dir=str(self.config.output_dir),
             slots=engine.num_slots,
-            load_s=self.load_s,
+            load_s=sum(self.start_s.values()),
             audio_s=sum(session.audio_s for session in sessions),
             frames=statistics.frames,
             ticks=statistics.ticks,
@@ -316,15 +406,24 @@ class _Run:
             sessions=sorted(sessions, key=lambda session: place.get(session.id, 0)),
             warnings=list(self.assembly.warnings),
             versions=versions(),
+            start=self.start_s,
+            verdict=f"{verdict.cause}: {verdict.text}" if self.live else None,
+            live=engine.lateness.to_dict() if self.live else {},
         )
 
 
 class _Interrupt:
-    """Turns the first Ctrl-C into a stop of the edge; the second one is Python's own."""
+    """Turns Ctrl-C into an orderly end.
 
-    def __init__(self, edge: Edge, ui: UI) -> None:
+    The first ends the input of a live source, which is how a conversation ends, or else stops the
+    edge; a further one stops the edge of a live run; the next is Python's own.
+    """
+
+    def __init__(self, edge: Edge, source: Source, ui: UI) -> None:
         self.seen = False
+        self.cut_short = False
         self._edge = edge
+        self._source = source
         self._ui = ui
 
     @contextmanager
@@ -342,10 +441,37 @@ class _Interrupt:
             loop.remove_signal_handler(signal.SIGINT)
 
     def _stop(self) -> None:
-        self.seen = True
+        if self._source.live and not self.seen:
+            self.seen = True
+            self._source.stop()
+            return
+        self.seen = self.cut_short = True
         self._ui.warn("stopping; what was written is kept (Ctrl-C again to leave at once)")
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
         self._edge.stop()
+
+
+def _ring_options(engine: EngineConfig, frame_s: float, *, live: bool) -> tuple[int, int, str]:
+    """Frames in the inbox and in the outbox, and the inbox's policy.
+
+    Raises:
+        ConfigError: The policy is not for this source.
+    """
+    late = engine.late or ("drop_oldest" if live else "slow_down")
+    if live != (late != "slow_down"):
+        raise ConfigError(
+            f"engine.late={late} is not for this source",
+            got="a live source, which does not wait" if live else "recordings, which wait",
+            wanted=", ".join(_LIVE_POLICIES) if live else "slow_down, or null",
+        )
+    if not live:
+        return engine.inbox_frames, engine.outbox_frames, "block"
+    waiting = max(1, int(engine.max_lag_ms / 1000 / frame_s))
+    return waiting, engine.outbox_frames, _LIVE_POLICIES[late]
+
+
+def _underruns(sessions: Sequence[SessionReport]) -> int:
+    return sum(sink.get("underruns", 0) for s in sessions for sink in s.sinks.values())
 
 
 def derive_seed(seed: int, session_id: str) -> int:

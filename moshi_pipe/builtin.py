@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 NODES: Final = (
     ("source", "file", "file_source:FileSource", "FileSourceOptions"),
     ("source", "silence", "array_source:SilenceSource", "SilenceSourceOptions"),
+    ("source", "mic", "microphone:MicSource", "MicOptions"),
+    ("source", "duplex", "duplex:DuplexSource", "DuplexOptions"),
     ("source", "codes", "codes_source:CodesSource", "CodesSourceOptions"),
+    ("sink", "speaker", "speaker:SpeakerSink", "SpeakerOptions"),
     ("sink", "file", "file_sink:FileSink", "FileSinkOptions"),
     ("sink", "transcript", "transcript_sink:TranscriptSink", "TranscriptSinkOptions"),
     ("sink", "codes", "codes_sink:CodesSink", "CodesSinkOptions"),

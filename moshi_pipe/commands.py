@@ -116,20 +116,14 @@ def _repeat(words: Sequence[str]) -> int:
             got=" ".join(words) or "nothing",
             wanted=f"moshi-pipe repeat {BUILTIN['repeat'].usage}",
         )
-    from moshi_pipe.build import run_config
+    from moshi_pipe.build import run_in_terminal
     from moshi_pipe.compose import load_written, resolve
     from moshi_pipe.plugins import load_plugins
-    from moshi_pipe.progress import choose_ui
 
     plugins = load_plugins()
     written = Path(others[0])
     written = written / "config.yaml" if written.is_dir() else written
-    config = resolve(load_written(written, overrides), plugins.nodes)
-    ui = choose_ui()
-    try:
-        return run_config(config, ui, plugins).exit_code
-    finally:
-        ui.close()
+    return run_in_terminal(resolve(load_written(written, overrides), plugins.nodes), plugins)
 
 
 def plan_text(plan: Plan) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from moshi_pipe.config import (
     DTYPES,
     FIRST_FRAMES,
+    LATE,
     NUMERICS,
     ChosenNode,
     EngineOptions,
@@ -308,6 +309,7 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
         "dtype": (cfg.dtype, DTYPES),
         "kv_dtype": (cfg.kv_dtype, DTYPES),
         "first_frame": (cfg.first_frame, FIRST_FRAMES),
+        "engine.late": (cfg.engine.late, LATE),
     }
     for key, (value, known) in lists.items():
         if value is not None and value not in known:
@@ -322,6 +324,9 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
         "engine.threads": (cfg.engine.threads, 1),
         "engine.inbox_frames": (cfg.engine.inbox_frames, 1),
         "engine.outbox_frames": (cfg.engine.outbox_frames, 1),
+        "engine.max_lag_ms": (cfg.engine.max_lag_ms, 1),
+        "engine.budget_ms": (cfg.engine.budget_ms, 1),
+        "engine.min_interval_ms": (cfg.engine.min_interval_ms, 0),
         "sampling.temperature": (cfg.sampling.temperature, 0),
         "sampling.text_temperature": (cfg.sampling.text_temperature, 0),
         "sampling.top_k": (cfg.sampling.top_k, 0),

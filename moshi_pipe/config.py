@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FIRST_FRAMES: Final = ("duplicate", "reset", "none")
 NUMERICS: Final = ("fast", "reference")
+LATE: Final = ("drop_oldest", "skip_to_live", "slow_down", "fail")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -26,12 +27,22 @@ class EngineOptions:
         threads: Threads of torch on the CPU.
         inbox_frames: Frames that wait for the model, per session.
         outbox_frames: Frames that wait for the sinks, per session.
+        late: Live: what happens to frames that the models are too late for: ``drop_oldest``,
+            ``skip_to_live``, ``fail``. Files always ``slow_down``. None chooses by the source.
+        max_lag_ms: Live: longest that a frame waits for the models, in ms.
+        budget_ms: Live: from a frame's delivery to its deadline, in ms; None is one frame.
+        min_interval_ms: Live: shortest time between two ticks, in ms; None is 0 for one slot,
+            else 20.
     """
 
     slots: int = 1
     threads: int = 1
     inbox_frames: int = 25
     outbox_frames: int = 25
+    late: str | None = None
+    max_lag_ms: float = 400.0
+    budget_ms: float | None = None
+    min_interval_ms: float | None = None
 
 
 @dataclass

@@ -327,6 +327,19 @@ class Hooks:
         """
 
     @hookspec
+    def on_deadline_missed(self, session_id: str, frame: int, late_ms: float) -> None:
+        """Learn that a live frame was answered after its deadline.
+
+        Called on the engine's thread, between ticks; return within 1 ms: whatever it takes makes
+        the next frame late too.
+
+        Args:
+            session_id: The session.
+            frame: Number of the frame.
+            late_ms: By how much, past ``engine.budget_ms``.
+        """
+
+    @hookspec
     def on_session_end(self, session_id: str, frames: int, error: str | None) -> None:
         """Learn that a session is over and its sinks are closed.
 

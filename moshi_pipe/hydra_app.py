@@ -13,7 +13,6 @@ from moshi_pipe.config_files import conf_dir
 from moshi_pipe.errors import MoshiPipeError, SessionError
 from moshi_pipe.overrides import MULTIRUN_FLAGS, prepare, split_words
 from moshi_pipe.plugins import load_plugins
-from moshi_pipe.progress import choose_ui
 from moshi_pipe.report import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -117,13 +116,9 @@ def run_job(cfg: DictConfig, plugins: Plugins) -> int:
     if hydra_cfg.mode == RunMode.MULTIRUN:
         cfg.output_dir = os.path.join(cfg.output_dir, str(hydra_cfg.job.num))
     config = resolve(cfg, plugins.nodes)
-    from moshi_pipe.build import run_config
+    from moshi_pipe.build import run_in_terminal
 
-    ui = choose_ui()
-    try:
-        return run_config(config, ui, plugins).exit_code
-    finally:
-        ui.close()
+    return run_in_terminal(config, plugins)
 
 
 @contextmanager

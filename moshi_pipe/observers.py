@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from moshi_pipe.engine.exchange import Observer, SessionPlan, SessionResult
+import numpy as np
+
+from moshi_pipe.engine.exchange import FrameDone, Observer, SessionPlan, SessionResult
 from moshi_pipe.errors import InputError
 from moshi_pipe.nodes.words import Word, WordBuilder
+from moshi_pipe.progress import LiveFrame
+from moshi_pipe.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy.typing as npt
+
     from moshi_pipe.graph.node import SessionInfo, SessionInput
-    from moshi_pipe.graph.packet import Packet
     from moshi_pipe.plugins import Plugins
     from moshi_pipe.progress import UI
     from moshi_pipe.report import SessionReport
@@ -28,38 +34,49 @@ class RunObserver(Observer):
         ui: Shows progress.
         plugins: Give the hooks.
         to_report: Turns a result into what the report says of it.
+        live: Whether frames come at their own pace; then each is shown.
     """
 
     def __init__(
-        self, ui: UI, plugins: Plugins, to_report: Callable[[SessionResult], SessionReport]
+        self,
+        ui: UI,
+        plugins: Plugins,
+        to_report: Callable[[SessionResult], SessionReport],
+        *,
+        live: bool = False,
     ) -> None:
         self.reports: list[SessionReport] = []
         self._ui = ui
         self._hook = plugins.manager.hook
         self._to_report = to_report
+        self._live = live
         self._words: dict[str, tuple[WordBuilder, SessionInfo]] = {}
         self._complained: set[tuple[str, str]] = set()
 
     def on_open(self, item: SessionInput, plan: SessionPlan) -> None:
         """Show the session and tell plugins of it."""
         self._ui.session_begins(item.id, _length_s(item, plan))
-        if plan.info.tokenizer is not None and self._hook.on_text.get_hookimpls():
+        heard = self._live or self._hook.on_text.get_hookimpls()
+        if plan.info.tokenizer is not None and heard:
             self._words[item.id] = WordBuilder(plan.info.tokenizer), plan.info
         self._call("on_session_start", session_id=item.id, meta=item.meta, seed=plan.settings.seed)
 
-    def on_frame(self, plan: SessionPlan, frame: int, packets: Sequence[Packet]) -> None:
+    def on_frame(self, plan: SessionPlan, done: FrameDone) -> None:
         """Show how far the session is; pass packets and words to plugins."""
         info = plan.info
-        self._ui.session_at(info.id, (frame + 1) * info.frame_s)
+        self._ui.session_at(info.id, (done.frame + 1) * info.frame_s)
         if self._hook.on_frame.get_hookimpls():
-            for packet in packets:
+            for packet in done.packets:
                 self._call("on_frame", session_id=info.id, packet=packet)
-        if info.id not in self._words:
-            return
-        words, _ = self._words[info.id]
-        for packet in packets:
-            if packet.output == "text":
-                self._tell_words(info, words.push(int(packet.payload), frame))
+        said: list[Word] = []
+        if info.id in self._words:
+            words, _ = self._words[info.id]
+            for packet in done.packets:
+                if packet.output == "text":
+                    said += words.push(int(packet.payload), done.frame)
+            self._tell_words(info, said)
+        if self._live:
+            self._ui.live(_live_frame(plan, done, said))
 
     def on_close(self, result: SessionResult) -> None:
         """Show what became of the session and tell plugins."""
@@ -82,6 +99,11 @@ class RunObserver(Observer):
                 end_s=info.text_time_s(word.last_frame + 1),
             )
 
+    def on_late(self, session_id: str, frame: int, late_ns: int) -> None:
+        """Tell plugins of a missed deadline; on the engine's thread."""
+        late_ms = late_ns / NS_PER_MS
+        self._call("on_deadline_missed", session_id=session_id, frame=frame, late_ms=late_ms)
+
     def _call(self, name: str, **arguments: Any) -> None:
         """Call a hook of every plugin; pluggy itself stops at the first that fails."""
         for plugin in getattr(self._hook, name).get_hookimpls():
@@ -93,6 +115,33 @@ class RunObserver(Observer):
                     self._complained.add(key)
                     text = f"{type(error).__name__}: {error}"
                     self._ui.warn(f"plugin {plugin.plugin_name} failed in {name}: {text}")
+
+
+def _live_frame(plan: SessionPlan, done: FrameDone, said: Sequence[Word]) -> LiveFrame:
+    """What a live view shows of a frame."""
+    levels = {
+        packet.output: _dbfs(np.asarray(packet.payload))
+        for packet in done.packets
+        if packet.output in ("audio", "user_audio")
+    }
+    times = done.times
+    return LiveFrame(
+        session_id=plan.info.id,
+        time_s=(done.frame + 1) * plan.info.frame_s,
+        heard_dbfs=levels.get("user_audio", -math.inf),
+        spoken_dbfs=levels.get("audio"),
+        text="".join(f" {word.text}" for word in said),
+        tick_ms=(times.end_ns - times.start_ns) / NS_PER_MS,
+        lag_ms=(times.end_ns - times.delivered_ns) / NS_PER_MS,
+        dropped=done.num_dropped,
+        underruns=sum(sink.num_underruns for sink in plan.sinks),
+    )
+
+
+def _dbfs(samples: npt.NDArray[np.float32]) -> float:
+    """Root mean square in dB of full scale."""
+    power = float(np.mean(np.square(samples)))
+    return 10 * math.log10(power) if power > 0 else -math.inf
 
 
 def _length_s(item: SessionInput, plan: SessionPlan) -> float | None:

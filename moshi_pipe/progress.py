@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from moshi_pipe.units import format_bytes, format_count, format_duration
@@ -22,6 +23,33 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S: Final = 10.0  # a long file says this often how far it is, without a terminal
 _LISTED: Final = 20  # sessions in the closing table
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFrame:
+    """What one frame of a live session was like.
+
+    Attributes:
+        session_id: Which session.
+        time_s: Seconds since the session began.
+        heard_dbfs: Level of what the model heard, in dB of full scale; -inf for silence.
+        spoken_dbfs: Level of what it said; None where the graph makes no audio.
+        text: What was written in this frame, leading space included; often nothing.
+        tick_ms: How long the models took.
+        lag_ms: From the frame's delivery to its answer.
+        dropped: Frames that were not processed so far, because the models were late.
+        underruns: Times that the speaker had nothing to play so far.
+    """
+
+    session_id: str
+    time_s: float
+    heard_dbfs: float
+    spoken_dbfs: float | None
+    text: str
+    tick_ms: float
+    lag_ms: float
+    dropped: int = 0
+    underruns: int = 0
 
 
 class UI(Protocol):
@@ -44,6 +72,9 @@ class UI(Protocol):
 
     def session_at(self, session_id: str, done_s: float) -> None:
         """One session has processed so many seconds."""
+
+    def live(self, frame: LiveFrame) -> None:
+        """One frame of a live session was answered."""
 
     def session_ends(self, report: SessionReport) -> None:
         """One session is over."""
@@ -74,6 +105,9 @@ class SilentUI:
         """Say nothing."""
 
     def session_at(self, session_id: str, done_s: float) -> None:
+        """Say nothing."""
+
+    def live(self, frame: LiveFrame) -> None:
         """Say nothing."""
 
     def session_ends(self, report: SessionReport) -> None:
@@ -303,6 +337,8 @@ def report_text(report: RunReport) -> str:
             f"{node.name:<16}{node.p50_ms:>9.2f}{node.p99_ms:>9.2f}{node.max_ms:>9.2f}"
             for node in report.nodes
         ]
+    if report.verdict is not None:
+        lines += ["", f"live         {report.verdict}"]
     lines += ["", *(f"warning: {warning}" for warning in report.warnings)]
     failed = [session for session in report.sessions if session.status == "failed"]
     lines += [f"failed: {session.id}" for session in failed[:_LISTED]]

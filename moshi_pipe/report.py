@@ -72,6 +72,8 @@ class SessionReport:
         warnings: What a user should know, such as a file that was cut off.
         error: Why it failed, the whole message.
         exit_code: What the command returns for it; 0 when it did not fail.
+        dropped: Frames that were not processed, because the models were too late for them.
+        source: What the source said of its input.
         sinks: What each sink said when it closed, by label.
     """
 
@@ -86,6 +88,8 @@ class SessionReport:
     warnings: list[str] = field(default_factory=list)
     error: str | None = None
     exit_code: int = 0
+    dropped: int = 0
+    source: dict[str, Any] = field(default_factory=dict)
     sinks: dict[str, Any] = field(default_factory=dict)
 
 
@@ -113,6 +117,9 @@ class RunReport:
         sessions: Every session, in order.
         warnings: What a user should know, such as random weights.
         versions: Packages, Python and platform.
+        start: What the time until ready was spent on, in seconds.
+        verdict: Live: whether it kept up, and if not, why.
+        live: Live: the numbers behind the verdict.
     """
 
     model: str
@@ -134,6 +141,9 @@ class RunReport:
     sessions: list[SessionReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
+    verdict: str | None = None
+    live: dict[str, Any] = field(default_factory=dict)
 
     @property
     def speed(self) -> float:

@@ -18,6 +18,6 @@ def build(monkeypatch: pytest.MonkeyPatch) -> FakeBuild:
     """Replace the runner, so that the command line is tested without models."""
     fake = FakeBuild()
     module = ModuleType("moshi_pipe.build")
-    module.run_config = fake.run_config  # type: ignore[attr-defined]
+    module.run_in_terminal = fake.run_in_terminal  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "moshi_pipe.build", module)
     return fake

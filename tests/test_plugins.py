@@ -192,7 +192,7 @@ def test_our_config_files_hold_the_options_of_the_classes(kind: str) -> None:
     ("group", "choice", "options"),
     [
         ("model", "embedded", ModelOptions),
-        ("engine", "offline", EngineOptions),
+        ("engine", "default", EngineOptions),
         ("sampling", "model", SamplingOptions),
     ],
 )

@@ -9,14 +9,20 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from moshi_pipe.engine.exchange import Exchange, Observer, SessionPlan, SessionResult
+from moshi_pipe.engine.clock import Clock, SystemClock
+from moshi_pipe.engine.exchange import (
+    Exchange,
+    ExchangeOptions,
+    Observer,
+    SessionPlan,
+    SessionResult,
+)
 from moshi_pipe.errors import InputError, MoshiPipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from moshi_pipe.engine.engine import Engine
-    from moshi_pipe.graph.format import Format
     from moshi_pipe.graph.node import SessionInput, Source
 
 
@@ -25,35 +31,26 @@ class Edge:
 
     Args:
         engine: Started or about to be.
-        input_name: Name of the graph's input.
-        input_format: Its format.
-        output_formats: Format per output that the engine makes.
+        options: What all its sessions have in common.
         plan: Decides about each session input; None skips it.
         observer: Told how it goes.
-        inbox_frames: Frames of a session that wait for the engine.
-        outbox_frames: Frames of a session that wait for its sinks.
+        clock: That of the engine.
     """
 
     def __init__(
         self,
         engine: Engine,
+        options: ExchangeOptions,
         *,
-        input_name: str,
-        input_format: Format,
-        output_formats: Mapping[str, Format],
         plan: Callable[[SessionInput], SessionPlan | None],
         observer: Observer | None = None,
-        inbox_frames: int = 25,
-        outbox_frames: int = 25,
+        clock: Clock | None = None,
     ) -> None:
         self._engine = engine
-        self._input_name = input_name
-        self._input_format = input_format
-        self._output_formats = dict(output_formats)
+        self._options = options
         self._plan = plan
         self._observer = observer or Observer()
-        self._inbox_frames = inbox_frames
-        self._outbox_frames = outbox_frames
+        self._clock = clock or SystemClock()
         self._open: set[Exchange] = set()
         self._stopping = False
 
@@ -104,14 +101,7 @@ class Edge:
                 room.release()
                 continue
             exchange = Exchange(
-                item,
-                plan,
-                input_name=self._input_name,
-                input_format=self._input_format,
-                output_formats=self._output_formats,
-                observer=self._observer,
-                inbox_frames=self._inbox_frames,
-                outbox_frames=self._outbox_frames,
+                item, plan, self._options, observer=self._observer, clock=self._clock
             )
             submitted = asyncio.Event()
             self._open.add(exchange)

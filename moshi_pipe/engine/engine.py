@@ -8,7 +8,6 @@ sessions that wait, and waits for neither a socket nor a disk.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,12 +16,14 @@ import numpy as np
 import torch
 
 from moshi_pipe.engine.clock import Clock, SystemClock
-from moshi_pipe.engine.session import Session, SessionState
+from moshi_pipe.engine.lateness import Lateness, TickTimes
+from moshi_pipe.engine.session import TIMES, Session, SessionState
 from moshi_pipe.engine.slots import SlotTable, padded_slots
 from moshi_pipe.engine.statistics import EngineStatistics, Histogram
 from moshi_pipe.errors import BackendError, MoshiPipeError, SessionError
 from moshi_pipe.graph.format import Audio, Codes, Format
 from moshi_pipe.graph.node import BatchedNode, Tick, Value
+from moshi_pipe.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,15 +41,22 @@ class EngineOptions:
 
     Attributes:
         num_slots: Sessions held at once; padded to 1 or a multiple of 4.
-        live: Take whoever is ready, and only the rows needed. Otherwise wait until every session
-            that holds a slot has a frame or has ended, and run all rows, so that a run repeats.
+        live: Take whoever is ready. Otherwise wait until every session that holds a slot has a
+            frame or has ended.
+        all_rows: Run all rows in every tick, so that a run repeats bit for bit; otherwise only
+            those up to the last ready one.
         min_interval_ns: Live: shortest time between two starts of ticks.
+        frame_ns: Duration of a frame.
+        budget_ns: Live: from a frame's delivery to its deadline.
         device: Where the graph's inputs go.
     """
 
     num_slots: int = 1
     live: bool = False
+    all_rows: bool = True
     min_interval_ns: int = 0
+    frame_ns: int = 80 * NS_PER_MS
+    budget_ns: int = 80 * NS_PER_MS
     device: str = "cpu"
 
 
@@ -61,7 +69,18 @@ class Engine:
         schedule: Order of firing and wiring.
         input_format: Format of the graph's input.
         options: How ticks are formed.
-        clock: Source of time for pacing.
+        clock: Source of time.
+        on_late: Live: called with session, frame and ns after its deadline, for each late frame, on
+            the engine's thread.
+
+    Attributes:
+        num_slots: Sessions that it holds at once.
+        statistics: What it did.
+        lateness: Whether it kept up; live only.
+        error: Why it ended; None while it runs and when nothing failed.
+        ready: Set when the nodes are open and warm, or when that failed.
+        made_ns: How long it took to make the nodes, models included.
+        warm_ns: How long it took to open them and to warm up.
     """
 
     def __init__(
@@ -72,17 +91,22 @@ class Engine:
         input_format: Format,
         options: EngineOptions,
         clock: Clock | None = None,
+        on_late: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.num_slots = padded_slots(options.num_slots)
         self.statistics = EngineStatistics(nodes={name: Histogram() for name in schedule.order})
+        self.lateness = Lateness(options.frame_ns, options.budget_ns)
         self.error: MoshiPipeError | None = None
         self.ready = threading.Event()
+        self.made_ns = self.warm_ns = 0
+        self._on_late = on_late
         self._make_nodes = nodes
         self._nodes: Mapping[str, BatchedNode] = {}
         self._schedule = schedule
         self._options = options
         self._clock = clock or SystemClock()
         self._input = _input_buffer(input_format, self.num_slots)
+        self._delivered = np.zeros(1, dtype=np.int64)
         self._slots: SlotTable[Session] = SlotTable(self.num_slots)
         self._waiting: deque[Session] = deque()
         self._no_more = False
@@ -96,10 +120,7 @@ class Engine:
     # ---- called by the edge, from any thread
 
     def start(self) -> None:
-        """Open the nodes and begin to tick, on a thread of the engine's own.
-
-        :attr:`ready` is set when the nodes are open and warm, or when that failed.
-        """
+        """Open the nodes and begin to tick, on a thread of the engine's own."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -140,9 +161,12 @@ class Engine:
 
     def open(self) -> None:
         """Make, open and warm up the nodes of the schedule."""
+        began_ns = self._clock.now_ns()
         self._nodes = self._make_nodes()
+        self.made_ns = self._clock.now_ns() - began_ns
         for name in self._schedule.order:
             self._nodes[name].open(self.num_slots)
+        self.warm_ns = self._clock.now_ns() - began_ns - self.made_ns
 
     def close(self) -> None:
         """Close the nodes."""
@@ -209,7 +233,7 @@ class Engine:
                 self._release(slot, session)
                 continue
             session.state = SessionState.RUNNING
-            session.admitted_s = time.monotonic()
+            session.admitted_ns = self._clock.now_ns()
             self.statistics.sessions += 1
         return admitted
 
@@ -227,34 +251,41 @@ class Engine:
         return ready
 
     def _fire(self, active: list[tuple[int, Session]]) -> None:
-        start_ns = time.perf_counter_ns()
-        n = self.num_slots
-        if self._options.live:
-            n = self._slots.rows_for(active[-1][0])
-        tick, fed = self._fill(active, n)
-        values = self._run_schedule(tick, fed)
+        start_ns = self._clock.now_ns()
+        n = self.num_slots if self._options.all_rows else self._slots.rows_for(active[-1][0])
+        tick, fed, taken = self._fill(active, n, start_ns)
+        values, nodes_ns = self._run_schedule(tick, fed)
         outputs = {
             name: (_to_host(values[place].tensor), values[place].valid)
             for name, place in self._schedule.outputs.items()
         }
         broken = self._broken()
-        self._hand_out([(slot, s) for slot, s in active if slot not in broken], outputs)
+        end_ns = self._clock.now_ns()
+        frames = tuple((session.id, *taken[slot]) for slot, session in active)
+        times = TickTimes(start_ns, end_ns, tuple(nodes_ns), frames)
+        for slot, session in active:
+            session.next_frame = taken[slot][0] + (slot not in broken)
+        self._hand_out([item for item in active if item[0] not in broken], outputs, times)
         for slot, session in active:
             if slot in broken:
                 self._end_broken(slot, session, broken[slot])
-        self.statistics.ticks += 1
-        self.statistics.rows += n
-        self.statistics.frames += len(active)
-        self.statistics.tick.add(time.perf_counter_ns() - start_ns)
+        self._count(times, n)
 
-    def _fill(self, active: list[tuple[int, Session]], n: int) -> tuple[Tick, npt.NDArray[Any]]:
-        """Copy one frame per active session into the input buffer."""
+    def _fill(
+        self, active: list[tuple[int, Session]], n: int, now_ns: int
+    ) -> tuple[Tick, npt.NDArray[Any], dict[int, tuple[int, int]]]:
+        """Copy one frame per active session into the input buffer.
+
+        Returns:
+            The tick, which rows were fed, and number and delivery of the frame in each slot.
+        """
         tick = Tick(
             n=n,
             active=np.zeros(n, dtype=bool),
             end_codes=np.zeros(n, dtype=bool),
         )
         fed = np.zeros(n, dtype=bool)
+        taken = {}
         buffer = self._input.numpy()
         for slot, session in active:
             tick.active[slot] = True
@@ -264,34 +295,57 @@ class Engine:
                 fed[slot] = not first
                 buffer[slot] = 0
                 session.num_tail_frames += 1
+                taken[slot] = session.next_frame, now_ns
             else:
-                session.inbox.take_into(self._schedule.input, buffer[slot])
+                columns = {self._schedule.input: buffer[slot], TIMES: self._delivered}
+                frame = session.inbox.take_into(columns) or 0
+                taken[slot] = frame, int(self._delivered[0])
                 fed[slot] = True
-        return tick, fed
+        return tick, fed, taken
 
-    def _run_schedule(self, tick: Tick, fed: npt.NDArray[Any]) -> dict[str, Value]:
+    def _run_schedule(
+        self, tick: Tick, fed: npt.NDArray[Any]
+    ) -> tuple[dict[str, Value], list[tuple[int, int]]]:
         device = torch.device(self._options.device)
         tensor = self._input[: tick.n]
         if device.type != "cpu":
             tensor = tensor.to(device, non_blocking=True)
         values = {self._schedule.input: Value(tensor, fed)}
+        nodes_ns = []
         for name in self._schedule.order:
-            start_ns = time.perf_counter_ns()
+            begin_ns = self._clock.now_ns()
             links = self._schedule.inputs[name]
             made = self._nodes[name].step({port: values[at] for port, at in links.items()}, tick)
             values.update({f"{name}.{port}": value for port, value in made.items()})
-            self.statistics.nodes[name].add(time.perf_counter_ns() - start_ns)
-        return values
+            nodes_ns.append((begin_ns, self._clock.now_ns()))
+        return values, nodes_ns
+
+    def _count(self, times: TickTimes, n: int) -> None:
+        """Add a tick to the statistics."""
+        statistics = self.statistics
+        statistics.ticks += 1
+        statistics.rows += n
+        statistics.frames += len(times.frames)
+        statistics.tick.add(times.end_ns - times.start_ns)
+        for name, (begin_ns, end_ns) in zip(self._schedule.order, times.nodes, strict=True):
+            statistics.nodes[name].add(end_ns - begin_ns)
+        if self._options.live:
+            for late in self.lateness.add(times):
+                if self._on_late is not None:
+                    self._on_late(*late)
 
     def _hand_out(
         self,
         active: list[tuple[int, Session]],
         outputs: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]],
+        times: TickTimes,
     ) -> None:
         """Put valid rows into the outboxes and end sessions whose last word was spoken."""
+        delivered_ns = {session: at for session, _, at in times.frames}
         for slot, session in active:
             row = {name: host[slot] for name, (host, valid) in outputs.items() if valid[slot]}
-            session.outbox.put(session.num_frames, row)
+            stamps = delivered_ns[session.id], times.start_ns, times.end_ns, times.model_ns
+            session.outbox.put(session.next_frame - 1, {**row, TIMES: stamps})
             session.num_frames += 1
             if session.state is not SessionState.DRAINING:
                 continue
@@ -311,7 +365,7 @@ class Engine:
     def _end_broken(self, slot: int, session: Session, node: str) -> None:
         session.failure = SessionError(
             f"session {session.id} was ended: '{node}' made numbers that are not finite",
-            got=f"NaN or infinity in frame {session.num_frames}",
+            got=f"NaN or infinity in frame {session.next_frame}",
             fix="check the weights (model.check_finite=true), or try dtype=float32",
         )
         for name in self._schedule.order:
@@ -343,6 +397,7 @@ class Engine:
         self._close(session)
 
     def _close(self, session: Session) -> None:
+        self.lateness.forget(session.id)
         session.state = SessionState.CLOSED
         session.slot = None
         session.outbox.end()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moshi_pipe.engine.framing import Reframer
-from moshi_pipe.engine.ring import Ring
-from moshi_pipe.engine.session import Session
+from moshi_pipe.engine.session import TIMES, make_session
 from moshi_pipe.errors import InputError, MoshiPipeError, OutputError, SessionError
 from moshi_pipe.graph.format import Audio, Codes, Format, Text
 from moshi_pipe.graph.node import SessionEnd
-from moshi_pipe.graph.packet import Packet
+from moshi_pipe.graph.packet import FrameTimes, Packet
 from moshi_pipe.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
@@ -24,6 +22,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from moshi_pipe.engine.clock import Clock
+    from moshi_pipe.engine.ring import Ring
+    from moshi_pipe.engine.session import Session
     from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Sink
 
 
@@ -55,11 +56,13 @@ class SessionResult:
         meta: From the source.
         seed: Its seed.
         num_frames: Frames processed.
-        audio_s: Their duration in seconds, silence before and after included, padding not.
+        num_dropped: Frames that were not, because the models were too late for them.
+        audio_s: Duration in seconds, silence before and after included, padding not.
         wall_s: From getting a slot to closing the sinks.
         complete: Whether it ran to its end.
         failure: Why not; None also when it was interrupted.
         warnings: What the source has to say about its input.
+        source: What the source reports.
         sinks: What each sink reports, in the plan's order; empty for one that failed.
         counters: Of its rings.
     """
@@ -68,13 +71,56 @@ class SessionResult:
     meta: Mapping[str, Any]
     seed: int
     num_frames: int = 0
+    num_dropped: int = 0
     audio_s: float = 0.0
     wall_s: float = 0.0
     complete: bool = False
     failure: MoshiPipeError | None = None
     warnings: list[str] = field(default_factory=list)
+    source: Mapping[str, Any] = field(default_factory=dict)
     sinks: list[Mapping[str, Any]] = field(default_factory=list)
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameDone:
+    """A frame that went through.
+
+    Attributes:
+        frame: Its number in the session.
+        packets: What the graph made of it.
+        times: When.
+        num_dropped: Frames of the session that were dropped so far.
+    """
+
+    frame: int
+    packets: Sequence[Packet]
+    times: FrameTimes
+    num_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeOptions:
+    """What all sessions of an edge have in common.
+
+    Attributes:
+        input_name: Name of the graph's input.
+        input_format: Its format.
+        output_formats: Format per output that the engine makes.
+        inbox_frames: Frames of a session that wait for the engine.
+        outbox_frames: Frames of a session that wait for its sinks.
+        inbox_policy: What happens when its inbox is full; see
+            :data:`~moshi_pipe.engine.ring.POLICIES`.
+        live: Whether audio comes at its own pace: then it is resampled with little delay.
+    """
+
+    input_name: str
+    input_format: Format
+    output_formats: Mapping[str, Format]
+    inbox_frames: int = 25
+    outbox_frames: int = 25
+    inbox_policy: str = "block"
+    live: bool = False
 
 
 class Observer:
@@ -86,7 +132,7 @@ class Observer:
     def on_open(self, item: SessionInput, plan: SessionPlan) -> None:
         """A session got its slot, or ended before it did; ``on_close`` follows in any case."""
 
-    def on_frame(self, plan: SessionPlan, frame: int, packets: Sequence[Packet]) -> None:
+    def on_frame(self, plan: SessionPlan, done: FrameDone) -> None:
         """A frame of a session was written to its sinks."""
 
     def on_close(self, result: SessionResult) -> None:
@@ -99,43 +145,38 @@ class Exchange:
     Args:
         item: What comes in.
         plan: How it runs and where it goes.
-        input_name: Name of the graph's input.
-        input_format: Its format.
-        output_formats: Format per output that the engine makes.
+        options: What it has in common with others.
         observer: Told how it goes.
-        inbox_frames: Frames that wait for the engine.
-        outbox_frames: Frames that wait for the sinks.
+        clock: Stamps frames of a source that does not.
     """
 
     def __init__(
         self,
         item: SessionInput,
         plan: SessionPlan,
+        options: ExchangeOptions,
         *,
-        input_name: str,
-        input_format: Format,
-        output_formats: Mapping[str, Format],
         observer: Observer,
-        inbox_frames: int,
-        outbox_frames: int,
+        clock: Clock,
     ) -> None:
         self._item = item
         self._plan = plan
-        self._input_name = input_name
-        self._input_format = input_format
-        self._output_formats = output_formats
+        self._options = options
         self._observer = observer
-        inbox = {input_name: (input_format.shape, input_format.dtype)}
-        outbox = {name: (fmt.shape, fmt.dtype) for name, fmt in output_formats.items()}
-        self.session = Session(
+        self._clock = clock
+        self.session: Session = make_session(
             item.id,
             plan.settings,
-            Ring(inbox, capacity=inbox_frames),
-            Ring(outbox, capacity=outbox_frames),
+            {options.input_name: options.input_format},
+            options.output_formats,
+            inbox_frames=options.inbox_frames,
+            outbox_frames=options.outbox_frames,
+            inbox_policy=options.inbox_policy,
         )
         self._room, self._news = asyncio.Event(), asyncio.Event()
         self._opened: list[Sink] = []
         self._announced = False
+        self._num_fed = 0
         self._padding_s = 0.0
 
     async def run(
@@ -177,24 +218,30 @@ class Exchange:
                 await feeder
 
     async def _feed(self) -> None:
-        """Put the input into the inbox, waiting for room."""
-        inbox = self.session.inbox
+        """Put the input into the inbox, waiting for room if that is its policy."""
+        session, inbox = self.session, self.session.inbox
         try:
             async for frame in self._frames():
-                while not inbox.put(0, {self._input_name: frame}):
+                at_ns = self._item.delivered_ns
+                delivered_ns = self._clock.now_ns() if at_ns is None else at_ns
+                row = {self._options.input_name: frame, TIMES: delivered_ns}
+                while not inbox.put(self._num_fed, row):
                     if inbox.ended:
+                        if inbox.policy == "close" and not session.cancelled:
+                            session.cancel(_fell_behind(self._item, inbox.capacity))
                         return
                     self._room.clear()
                     if inbox.full and not inbox.ended:
                         await self._room.wait()
+                self._num_fed += 1
             inbox.end()
         except Exception as error:  # a source of a plugin may raise anything
             known = isinstance(error, MoshiPipeError)
-            self.session.cancel(error if known else _source_failed(self._item, error))  # type: ignore[arg-type]
+            session.cancel(error if known else _source_failed(self._item, error))  # type: ignore[arg-type]
 
     async def _frames(self) -> AsyncIterator[npt.NDArray[Any]]:
         """What the engine takes: whole frames of audio, or columns of codes."""
-        item, wanted = self._item, self._input_format
+        item, wanted = self._item, self._options.input_format
         async with aclosing(item.chunks()) as stream:  # type: ignore[type-var]
             if isinstance(wanted, Codes):
                 async for codes_KT in stream:
@@ -209,6 +256,7 @@ class Exchange:
                 wanted.frame_size,
                 lead_s=self._plan.lead_s,
                 tail_s=self._plan.tail_s,
+                live=self._options.live,
                 what=f"the audio of session {item.id}",
             )
             async for chunk_CN in stream:
@@ -223,12 +271,14 @@ class Exchange:
         while (taken := await self._take()) is not None:
             self._announce()
             frame, row = taken
-            packets = [self._packet(name, frame, value) for name, value in row.items()]
+            times = FrameTimes(*row.pop(TIMES).tolist())
+            packets = [self._packet(name, frame, value, times) for name, value in row.items()]
             for sink in self._plan.sinks:
                 for packet in packets:
                     if packet.output in sink.takes or packet.output in sink.optional:
                         await sink.write(packet)
-            self._observer.on_frame(self._plan, frame, packets)
+            dropped = self.session.inbox.counters.dropped
+            self._observer.on_frame(self._plan, FrameDone(frame, packets, times, dropped))
 
     async def _take(self) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:
         """The next row of the outbox; None when it has ended."""
@@ -241,10 +291,12 @@ class Exchange:
                 await self._news.wait()
         return taken
 
-    def _packet(self, output: str, frame: int, value: npt.NDArray[Any]) -> Packet:
-        payload = int(value) if isinstance(self._output_formats[output], Text) else value
+    def _packet(
+        self, output: str, frame: int, value: npt.NDArray[Any], times: FrameTimes
+    ) -> Packet:
+        is_text = isinstance(self._options.output_formats[output], Text)
         pts_ns = round(frame * self._plan.info.frame_s * NS_PER_SECOND)
-        return Packet(output=output, frame=frame, pts_ns=pts_ns, payload=payload)
+        return Packet(output, frame, pts_ns, int(value) if is_text else value, times)
 
     def _announce(self) -> None:
         if not self._announced:
@@ -254,28 +306,30 @@ class Exchange:
     async def _finish(self) -> SessionResult:
         """Close the sinks, and say what became of the session."""
         session, plan = self.session, self._plan
-        if session.num_frames != session.inbox.counters.put:  # cut short, or the model spoke on
+        if session.next_frame != self._num_fed:  # cut short, or the model spoke on
             self._padding_s = 0.0
         result = SessionResult(
             session.id,
             self._item.meta,
             plan.settings.seed,
             num_frames=session.num_frames,
-            audio_s=session.num_frames * plan.info.frame_s - self._padding_s,
+            num_dropped=session.inbox.counters.dropped,
+            audio_s=session.next_frame * plan.info.frame_s - self._padding_s,
             complete=session.failure is None and not session.cancelled,
             failure=session.failure,
             warnings=list(self._item.warnings),
+            source=self._item.report(),
             counters={"inbox": _counts(session.inbox), "outbox": _counts(session.outbox)},
         )
         await self._close_sinks(result)
-        if session.admitted_s is not None:
-            result.wall_s = time.monotonic() - session.admitted_s
+        if session.admitted_ns is not None:
+            result.wall_s = (self._clock.now_ns() - session.admitted_ns) / NS_PER_SECOND
         self._announce()
         self._observer.on_close(result)
         return result
 
     async def _close_sinks(self, result: SessionResult) -> None:
-        end = SessionEnd(result.num_frames, result.complete, self._padding_s)
+        end = SessionEnd(self.session.next_frame, result.complete, self._padding_s)
         for sink in self._opened:
             try:
                 result.sinks.append(await sink.close(end))
@@ -339,6 +393,14 @@ def _as_failure(item: SessionInput, error: Exception) -> MoshiPipeError:
     )
     failure.__cause__ = error
     return failure
+
+
+def _fell_behind(item: SessionInput, frames: int) -> SessionError:
+    return SessionError(
+        f"session {item.id} was ended: the models fell behind",
+        got=f"{frames} frames waiting, the most that engine.max_lag_ms allows",
+        fix="use a smaller model or a faster machine, or let it skip: engine.late=drop_oldest",
+    )
 
 
 def _source_failed(item: SessionInput, error: Exception) -> SessionError:

@@ -5,10 +5,11 @@ Shape letters: C audio channel, N PCM sample.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from moshi_pipe.engine.live_resampler import LiveResampler
 from moshi_pipe.errors import InputError
 from moshi_pipe.units import seconds_to_samples
 
@@ -16,6 +17,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
+
+
+class _Resampler(Protocol):
+    def push(self, samples_N: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+
+
+class _WholeResampler:
+    """soxr's stream: exact in length, and in no hurry."""
+
+    def __init__(self, rate_in: int, rate_out: int) -> None:
+        import soxr
+
+        self._stream: Any = soxr.ResampleStream(rate_in, rate_out, 1, dtype="float32", quality="HQ")
+
+    def push(self, samples_N: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        resampled_N: npt.NDArray[np.float32] = self._stream.resample_chunk(samples_N)
+        return resampled_N
+
+    def finish(self) -> npt.NDArray[np.float32]:
+        rest_N: npt.NDArray[np.float32] = self._stream.resample_chunk(
+            np.zeros(0, dtype=np.float32), last=True
+        )
+        return rest_N
 
 
 class Reframer:
@@ -29,6 +53,8 @@ class Reframer:
         frame_size: Samples per frame.
         lead_s: Silence before the audio, in seconds.
         tail_s: Silence after it, in seconds.
+        live: Resample with little delay, and without the end of what is resampled; otherwise with
+            the best quality, and exactly as long as the input.
         what: What errors call the audio.
 
     Attributes:
@@ -43,17 +69,15 @@ class Reframer:
         *,
         lead_s: float = 0.0,
         tail_s: float = 0.0,
+        live: bool = False,
         what: str = "the audio",
     ) -> None:
         self.padding = 0
         self._what = what
-        self._resampler = None
+        self._resampler: _Resampler | None = None
         if sample_rate_in != sample_rate:
-            import soxr
-
-            self._resampler = soxr.ResampleStream(
-                sample_rate_in, sample_rate, 1, dtype="float32", quality="HQ"
-            )
+            kind = LiveResampler if live else _WholeResampler
+            self._resampler = kind(sample_rate_in, sample_rate)
         self._frame_size = frame_size
         self._tail = seconds_to_samples(tail_s, sample_rate)
         self._rest = np.zeros(seconds_to_samples(lead_s, sample_rate), dtype=np.float32)
@@ -70,15 +94,13 @@ class Reframer:
         if not np.isfinite(mono_N).all():
             raise InputError(f"{self._what} has samples that are NaN or infinite")
         if self._resampler is not None:
-            mono_N = self._resampler.resample_chunk(np.ascontiguousarray(mono_N, dtype=np.float32))
+            mono_N = self._resampler.push(np.ascontiguousarray(mono_N, dtype=np.float32))
         yield from self._cut(mono_N)
 
     def finish(self) -> Iterator[npt.NDArray[np.float32]]:
         """Give what is left, the tail included."""
-        if self._resampler is not None:
-            yield from self._cut(
-                self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
-            )
+        if isinstance(self._resampler, _WholeResampler):
+            yield from self._cut(self._resampler.finish())
         yield from self._cut(np.zeros(self._tail, dtype=np.float32))
         if self._rest.size:
             self.padding = self._frame_size - self._rest.size

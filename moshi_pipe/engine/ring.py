@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-POLICIES: Final = ("block", "drop_oldest", "close")
-"""What a full ring does: make the producer wait, forget the oldest row, or refuse and end."""
+POLICIES: Final = ("block", "drop_oldest", "drop_all", "close")
+"""What a full ring does: make the producer wait, forget the oldest row, forget all that wait, or
+refuse and end."""
 
 
 @dataclass(slots=True)
@@ -128,13 +129,21 @@ class Ring:
         self._on_take()
         return stamp, row
 
-    def take_into(self, name: str, out: npt.NDArray[Any]) -> int | None:
-        """Copy one column of the oldest row into ``out`` and forget the row; returns its stamp."""
+    def take_into(self, columns: Mapping[str, npt.NDArray[Any]]) -> int | None:
+        """Copy columns of the oldest row into arrays and forget the row.
+
+        Args:
+            columns: Where to copy each wanted column.
+
+        Returns:
+            The row's stamp; None when there is no row.
+        """
         with self._lock:
             if not self._length:
                 return None
             index = self._first
-            out[...] = self._arrays[name][index]
+            for name, out in columns.items():
+                out[...] = self._arrays[name][index]
             stamp = int(self._stamps[index])
             self._drop_first()
             self.counters.taken += 1
@@ -181,11 +190,13 @@ class Ring:
             return True
         if self.policy == "block":
             return False
-        self.counters.dropped += 1
         if self.policy == "close":
+            self.counters.dropped += 1
             self._ended = True
             return False
-        self._drop_first()
+        for _ in range(self._length if self.policy == "drop_all" else 1):
+            self.counters.dropped += 1
+            self._drop_first()
         return True
 
     def _drop_first(self) -> None:

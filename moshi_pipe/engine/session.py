@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from moshi_pipe.engine.ring import Ring
 
 if TYPE_CHECKING:
-    from moshi_pipe.engine.ring import Ring
+    from collections.abc import Mapping
+
     from moshi_pipe.errors import MoshiPipeError
+    from moshi_pipe.graph.format import Format
     from moshi_pipe.graph.node import SessionSettings
+
+TIMES: Final = "@times"
+"""Column of a session's rings that holds readings of the clock in ns: in the inbox when the frame
+was delivered; in the outbox that, start and end of its tick, and the time inside the nodes."""
+
+_INBOX_TIMES: Final = ((1,), np.int64)
+_OUTBOX_TIMES: Final = ((4,), np.int64)
 
 
 class SessionState(enum.Enum):
@@ -28,13 +41,15 @@ class Session:
     Attributes:
         id: For messages.
         settings: How it runs.
-        inbox: Frames from the edge: the graph's input under its name.
-        outbox: What the graph made, one row per frame, missing outputs left out.
+        inbox: Frames from the edge: the graph's input under its name, stamped with their number.
+        outbox: What the graph made of a frame, under its number, missing outputs left out.
         state: Where it stands.
         slot: Index on the batch axis while it runs.
         num_frames: Frames processed.
-        num_tail_frames: Of these, frames after the input ended.
-        admitted_s: Reading of ``time.monotonic`` when it got its slot.
+        next_frame: Number after that of the last frame; more than ``num_frames`` when frames were
+            dropped.
+        num_tail_frames: Frames after the input ended.
+        admitted_ns: Reading of the engine's clock when it got its slot.
         failure: Why it ended early; None when it did not.
         cancelled: Whether somebody asked for its end.
     """
@@ -46,8 +61,9 @@ class Session:
     state: SessionState = SessionState.WAITING
     slot: int | None = None
     num_frames: int = 0
+    next_frame: int = 0
     num_tail_frames: int = 0
-    admitted_s: float | None = None
+    admitted_ns: int | None = None
     failure: MoshiPipeError | None = None
     cancelled: bool = False
 
@@ -57,3 +73,35 @@ class Session:
             self.failure = reason
         self.cancelled = True
         self.inbox.end()
+
+
+def make_session(
+    session_id: str,
+    settings: SessionSettings,
+    inputs: Mapping[str, Format],
+    outputs: Mapping[str, Format],
+    *,
+    inbox_frames: int,
+    outbox_frames: int,
+    inbox_policy: str = "block",
+) -> Session:
+    """Make a session with rings for what a graph takes and makes.
+
+    Args:
+        session_id: For messages.
+        settings: How it runs.
+        inputs: Format of the graph's input, by name.
+        outputs: Format per output.
+        inbox_frames: Frames that wait for the engine.
+        outbox_frames: Frames that wait for the edge.
+        inbox_policy: What happens to a frame when the inbox is full; see
+            :data:`~moshi_pipe.engine.ring.POLICIES`.
+    """
+    inbox = {name: (fmt.shape, fmt.dtype) for name, fmt in inputs.items()}
+    outbox = {name: (fmt.shape, fmt.dtype) for name, fmt in outputs.items()}
+    return Session(
+        session_id,
+        settings,
+        Ring({**inbox, TIMES: _INBOX_TIMES}, capacity=inbox_frames, policy=inbox_policy),
+        Ring({**outbox, TIMES: _OUTBOX_TIMES}, capacity=outbox_frames),
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -34,6 +34,10 @@ class SessionInput(ABC):
         seed: Seed of this session, None to derive one from the run's seed and ``id``.
         warnings: Sentences about input that is not as it should be, such as a file that was cut
             off; complete once :meth:`chunks` has ended.
+        delivered_ns: Live: when the device delivered the end of the chunk that was yielded last,
+            by ``time.monotonic_ns``; None when not known, then it is stamped as it comes.
+        sinks: Sinks that belong to this input, such as the way back of a connection or the
+            speaker of a duplex device; they come before those of the configuration.
     """
 
     id: str
@@ -42,6 +46,8 @@ class SessionInput(ABC):
     num_samples: int | None = None
     seed: int | None = None
     warnings: Sequence[str] = ()
+    delivered_ns: int | None = None
+    sinks: Sequence[Sink] = ()
 
     @abstractmethod
     def chunks(self) -> AsyncIterator[npt.NDArray[np.float32]]:
@@ -54,12 +60,19 @@ class SessionInput(ABC):
             InputError: The audio cannot be read; names the file and the reason.
         """
 
+    def report(self) -> Mapping[str, Any]:
+        """What the report says about this input once it has ended, such as device and counts."""
+        return {}
+
 
 class Source(ABC):
     """Gives sessions: a microphone one, a server one per connection, a folder one per file."""
 
     live: ClassVar[bool] = False
     """True when audio arrives at its own pace; False when it may be read as fast as wanted."""
+
+    takes: Sequence[str] = ()
+    """Graph outputs that the sinks of its own inputs need."""
 
     @abstractmethod
     def sessions(self) -> AsyncIterator[SessionInput]:
@@ -76,6 +89,26 @@ class Source(ABC):
             InputError: As :meth:`sessions`.
         """
         return None
+
+    def stop(self) -> None:
+        """Live: end the input of every session, and give no further one; on the event loop."""
+
+    def keys(self) -> Mapping[str, Key]:
+        """Live: keys that a person may press while it runs."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of the live view.
+
+    Attributes:
+        label: What it does, in a word.
+        press: Called on the event loop; returns the new status, such as ``muted``, or nothing.
+    """
+
+    label: str
+    press: Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +190,9 @@ class Sink(ABC):
     optional: Sequence[str] = ()
     """Graph outputs that it takes where the graph makes them."""
 
+    num_underruns: int = 0
+    """Live: times that it had nothing to play."""
+
     @abstractmethod
     async def open(self, session: SessionInfo) -> None:
         """Get ready, create files.
@@ -179,6 +215,10 @@ class Sink(ABC):
         Returns:
             What the report says about this sink: ``files`` (absolute paths) and counts.
         """
+
+    def live_status(self) -> str | None:
+        """What a live view says of it, such as the device it plays on; None for nothing."""
+        return None
 
     def outputs(self, session: SessionInfo) -> list[Path]:
         """Files that this sink will have written for ``session``, for skipping what is done."""

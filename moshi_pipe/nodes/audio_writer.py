@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 FORMATS: Final = ("wav", "flac", "ogg")
+INT_BITS: Final = 16
+FLOAT_BITS: Final = 32
 _INT16_MAX: Final = 32_767
 _FLAC_LENGTH: Final = 21  # offset of the 36 bits of length, the low half of this byte first
 _NOT_ALL: Final = "the encoder could not write all of it"
@@ -36,21 +38,31 @@ class AudioWriter(Protocol):
         """Finish the file."""
 
 
-def open_writer(path: Path, kind: str, *, sample_rate: int, channels: int) -> AudioWriter:
-    """Create an audio file of 16 bits per sample (Vorbis for ogg).
+def open_writer(
+    path: Path, kind: str, *, sample_rate: int, channels: int, bits: int = 16
+) -> AudioWriter:
+    """Create an audio file.
 
     Args:
         path: File to create or replace.
         kind: One of :data:`FORMATS`.
+        bits: Per sample: 16, or 32 for floating point in a WAV file. Not used for ogg, which is
+            Vorbis.
         sample_rate: Hz.
         channels: 1 or more.
 
     Raises:
-        ConfigError: Unknown kind.
+        ConfigError: Unknown kind, or bits that it does not have.
         OSError: The file cannot be created.
     """
     if kind not in FORMATS:
         raise ConfigError(f"cannot write audio as '{kind}'", wanted=closest(kind, FORMATS))
+    if bits == FLOAT_BITS and kind == "wav":
+        return _WavWriter(path, sample_rate, channels, bits)
+    if bits != INT_BITS:
+        raise ConfigError(
+            f"cannot write {kind} with {bits} bits per sample", wanted="16, or 32 for wav"
+        )
     return _WRITERS[kind](path, sample_rate, channels)
 
 
@@ -60,17 +72,25 @@ class _WavWriter:
     Beyond 4 GiB the header says that the length is not known, and programs read to the end.
     """
 
-    def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
+    def __init__(self, path: Path, sample_rate: int, channels: int, bits: int = INT_BITS) -> None:
         self._file = path.open("wb", buffering=0)
-        self._block = 2 * channels
+        self._is_float = bits == FLOAT_BITS
+        self._block = bits // 8 * channels
         self._num_bytes = 0
         try:
             self._append(
                 struct.pack(
                     "<4sI4s4sIHHIIHH4sI",
                     *(b"RIFF", 36, b"WAVE"),
-                    *(b"fmt ", 16, 1, channels, sample_rate, sample_rate * self._block),
-                    *(self._block, 16, b"data", 0),
+                    *(
+                        b"fmt ",
+                        16,
+                        3 if self._is_float else 1,
+                        channels,
+                        sample_rate,
+                        sample_rate * self._block,
+                    ),
+                    *(self._block, bits, b"data", 0),
                 )
             )
         except OSError:
@@ -78,7 +98,8 @@ class _WavWriter:
             raise
 
     def write(self, pcm_CN: npt.NDArray[np.float32]) -> None:
-        data = np.round(pcm_CN.T * _INT16_MAX).astype("<i2").tobytes()
+        pcm_NC = pcm_CN.T if self._is_float else np.round(pcm_CN.T * _INT16_MAX)
+        data = pcm_NC.astype("<f4" if self._is_float else "<i2").tobytes()
         start = self._file.tell()
         try:
             self._append(data)

@@ -10,7 +10,7 @@ import numpy as np
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.node import SessionEnd, SessionInfo, Sink
-from moshi_pipe.nodes.audio_writer import FORMATS, AudioWriter, open_writer
+from moshi_pipe.nodes.audio_writer import FLOAT_BITS, FORMATS, INT_BITS, AudioWriter, open_writer
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
 
 if TYPE_CHECKING:
@@ -41,6 +41,12 @@ class FileSink(Sink):
                 "sink.file.format has no such value",
                 got=options.format,
                 wanted=closest(options.format, FORMATS),
+            )
+        if options.bits != INT_BITS and (options.bits, options.format) != (FLOAT_BITS, "wav"):
+            raise ConfigError(
+                "sink.file.bits has no such value",
+                got=f"{options.bits} for {options.format}",
+                wanted="16, or 32 for wav",
             )
         if options.output not in _OUTPUTS:
             raise ConfigError(
@@ -90,6 +96,7 @@ class FileSink(Sink):
                 self.options.format,
                 sample_rate=form.sample_rate,
                 channels=len(self.takes),
+                bits=self.options.bits,
             )
         except OSError as error:
             raise write_error(self._path, error) from error

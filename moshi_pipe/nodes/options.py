@@ -60,12 +60,14 @@ class FileSinkOptions:
     Attributes:
         path: Name of the file under ``output_dir``; fields in braces come from the session.
         format: ``wav``, ``flac`` or ``ogg``.
+        bits: Per sample: 16, or 32 for floating point in a WAV file, exact.
         output: Which side to write: ``audio`` is the model, ``user_audio`` what it heard.
         stereo: Write both sides: the model left, the user right.
     """
 
     path: str = "{stem}"
     format: str = "wav"
+    bits: int = 16
     output: str = "audio"
     stereo: bool = False
 
@@ -96,3 +98,74 @@ class CodesSinkOptions:
     path: str = "{stem}"
     output: str = "codes"
     text: bool = True
+
+
+@dataclass
+class MicOptions:
+    """Which microphone is heard.
+
+    Attributes:
+        device: Index or part of the name, as ``moshi-pipe devices`` lists them; null is the
+            system's default.
+        sample_rate: Hz to open it at; null tries the model's, then the device's own.
+        channels: Channels to open; null tries one, then all of the device.
+        block_ms: What the device gives at a time, in ms.
+        duration_s: Ends after so many seconds; null goes on until Ctrl-C.
+    """
+
+    device: str | None = None
+    sample_rate: int | None = None
+    channels: int | None = None
+    block_ms: int = 20
+    duration_s: float | None = None
+
+
+@dataclass
+class SpeakerOptions:
+    """Which speaker plays, and how much it holds in reserve.
+
+    Attributes:
+        device: As of the microphone.
+        sample_rate: Hz to open it at; null tries the model's, then the device's own.
+        channels: Channels to open; null tries one, then all of the device.
+        block_ms: What the device takes at a time, in ms.
+        buffer_ms: How late a frame may come at first and still be played in time, in ms.
+        buffer_min_ms: The reserve shrinks down to this while frames come in time.
+        buffer_max_ms: It grows up to this when they do not.
+    """
+
+    device: str | None = None
+    sample_rate: int | None = None
+    channels: int | None = None
+    block_ms: int = 20
+    buffer_ms: float = 80.0
+    buffer_min_ms: float = 20.0
+    buffer_max_ms: float = 400.0
+
+
+@dataclass
+class DuplexOptions:
+    """Microphone and speaker as one device, without the echo.
+
+    Attributes:
+        input_device: The microphone: index or part of the name; null is the system's default.
+        output_device: The speaker, likewise.
+        echo: ``cancel`` takes what the speaker plays out of what the microphone hears, ``duck``
+            turns the microphone down while the speaker plays, ``off`` does neither.
+        sample_rate: Hz of both; null is 24000.
+        block_ms: What the devices give and take at a time, in ms; a multiple of 10.
+        buffer_ms: As of the speaker.
+        buffer_min_ms: As of the speaker.
+        buffer_max_ms: As of the speaker.
+        duration_s: Ends after so many seconds; null goes on until Ctrl-C.
+    """
+
+    input_device: str | None = None
+    output_device: str | None = None
+    echo: str = "cancel"
+    sample_rate: int | None = None
+    block_ms: int = 20
+    buffer_ms: float = 80.0
+    buffer_min_ms: float = 20.0
+    buffer_max_ms: float = 400.0
+    duration_s: float | None = None

@@ -12,7 +12,7 @@ from support.nodes import AUDIO, FRAME, Accumulate, ArrayInput, ListSource, Memo
 
 from moshi_pipe.engine.edge import Edge
 from moshi_pipe.engine.engine import Engine, EngineOptions
-from moshi_pipe.engine.exchange import Observer, SessionPlan, SessionResult
+from moshi_pipe.engine.exchange import ExchangeOptions, Observer, SessionPlan, SessionResult
 from moshi_pipe.errors import BackendError, InputError
 from moshi_pipe.graph.node import SessionEnd, SessionInput, SessionSettings, Source
 from moshi_pipe.graph.schedule import Schedule
@@ -89,9 +89,7 @@ def run(
     async def go() -> None:
         edge = Edge(
             engine,
-            input_name="heard",
-            input_format=AUDIO,
-            output_formats={"audio": AUDIO},
+            ExchangeOptions("heard", AUDIO, {"audio": AUDIO}),
             plan=plan,
             observer=log,
         )

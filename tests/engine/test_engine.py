@@ -27,9 +27,8 @@ from support.nodes import (
 from moshi_pipe.engine.clock import ManualClock
 from moshi_pipe.engine.edge import Edge
 from moshi_pipe.engine.engine import Engine, EngineOptions
-from moshi_pipe.engine.exchange import SessionPlan, SessionResult
-from moshi_pipe.engine.ring import Ring
-from moshi_pipe.engine.session import Session, SessionState
+from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan, SessionResult
+from moshi_pipe.engine.session import Session, SessionState, make_session
 from moshi_pipe.errors import BackendError, InputError, OutputError, SessionError
 from moshi_pipe.graph.node import BatchedNode, SessionInput, SessionSettings, Sink
 from moshi_pipe.graph.schedule import Schedule
@@ -68,9 +67,7 @@ def run(
     async def go() -> list[SessionResult]:
         edge = Edge(
             engine,
-            input_name="heard",
-            input_format=AUDIO,
-            output_formats=formats or {"audio": AUDIO},
+            ExchangeOptions("heard", AUDIO, formats or {"audio": AUDIO}),
             plan=plan,
         )
         engine.start()
@@ -234,9 +231,7 @@ def test_stop_closes_running_sessions_as_incomplete() -> None:
         plans = iter(sinks)
         edge = Edge(
             engine,
-            input_name="heard",
-            input_format=AUDIO,
-            output_formats={"audio": AUDIO},
+            ExchangeOptions("heard", AUDIO, {"audio": AUDIO}),
             plan=lambda item: SessionPlan(
                 session_info(item.id, Path()), SessionSettings(), [next(plans)]
             ),
@@ -260,6 +255,12 @@ def test_stop_closes_running_sessions_as_incomplete() -> None:
     assert sinks[0].closed is not None
 
 
+def live_session(name: str) -> Session:
+    inputs = {"heard": AUDIO}
+    outputs = {"audio": AUDIO}
+    return make_session(name, SessionSettings(), inputs, outputs, inbox_frames=4, outbox_frames=4)
+
+
 def test_an_hour_of_live_audio_does_not_grow() -> None:
     """45,000 frames on a manual clock: nothing is kept per frame."""
     clock = ManualClock()
@@ -271,13 +272,7 @@ def test_an_hour_of_live_audio_does_not_grow() -> None:
         clock=clock,
     )
     engine.open()
-    columns = {"heard": ((1, FRAME), "float32")}
-    session = Session(
-        "s",
-        SessionSettings(),
-        Ring(columns, capacity=4),
-        Ring({"audio": columns["heard"]}, capacity=4),
-    )
+    session = live_session("s")
     engine.submit(session)
     frame = np.ones((1, FRAME), dtype=np.float32)
 
@@ -320,20 +315,11 @@ def test_live_ticks_take_who_is_ready_and_wait_for_nobody() -> None:
         lambda: {"node": node},
         ECHO,
         input_format=AUDIO,
-        options=EngineOptions(num_slots=8, live=True, min_interval_ns=20_000_000),
+        options=EngineOptions(num_slots=8, live=True, all_rows=False, min_interval_ns=20_000_000),
         clock=clock,
     )
     engine.open()
-    columns = {"heard": ((1, FRAME), "float32")}
-    sessions = [
-        Session(
-            str(i),
-            SessionSettings(),
-            Ring(columns, capacity=4),
-            Ring({"audio": columns["heard"]}, capacity=4),
-        )
-        for i in range(6)
-    ]
+    sessions = [live_session(str(i)) for i in range(6)]
     for session in sessions:
         engine.submit(session)
     frame = np.ones((1, FRAME), dtype=np.float32)

@@ -44,8 +44,11 @@ def test_a_ring_is_a_bounded_queue_with_exact_counters(
                 assert not accepted
                 continue
             is_full = len(model) == capacity
-            assert accepted == (not is_full or policy == "drop_oldest")
-            dropped += is_full and policy != "block"
+            assert accepted == (not is_full or policy.startswith("drop"))
+            dropped += 0 if not is_full or policy == "block" else 1
+            if is_full and policy == "drop_all":
+                dropped += capacity - 1
+                model = deque([model[-1]])
             ended = is_full and policy == "close"
             if accepted:
                 put += 1
@@ -127,9 +130,21 @@ def test_what_is_put_is_copied() -> None:
     value[:] = 5
     out = np.zeros(2, np.float32)
 
-    assert ring.take_into("a", out) == 0
+    assert ring.take_into({"a": out}) == 0
     assert out.tolist() == [1, 1]
-    assert ring.take_into("a", out) is None
+    assert ring.take_into({"a": out}) is None
+
+
+def test_drop_all_forgets_every_row_that_waits() -> None:
+    ring = make_ring("drop_all", capacity=3)
+    for i in range(4):
+        assert ring.put(i, {"b": i})
+
+    assert len(ring) == 1
+    out = np.zeros((), np.int64)
+    assert ring.take_into({"b": out}) == 3
+    assert out == 3
+    assert (ring.counters.put, ring.counters.dropped) == (4, 3)
 
 
 def test_two_threads_pass_every_row_in_order() -> None:
@@ -175,7 +190,7 @@ def test_between_two_threads_every_row_is_taken_or_counted_as_dropped() -> None:
     seen = []
     out = np.zeros(2, np.float32)
     while not ring.finished:
-        stamp = ring.take_into("a", out)
+        stamp = ring.take_into({"a": out})
         if stamp is not None:
             assert out.tolist() == [stamp, stamp]
             seen.append(stamp)
@@ -195,6 +210,6 @@ def test_wrong_numbers_are_refused() -> None:
 
     assert str(policy.value) == (
         "unknown ring policy 'blok'\n"
-        "  wanted: did you mean 'block'? (there are: block, close, drop_oldest)"
+        "  wanted: did you mean 'block'? (there are: block, close, drop_all, drop_oldest)"
     )
     assert str(capacity.value) == "a ring needs room\n  got:    capacity 0\n  wanted: 1 or more"

@@ -164,6 +164,22 @@ def test_options_without_meaning_are_refused(options: dict[str, str], message: s
     assert "did you mean" in str(caught.value)
 
 
+def test_32_bits_keep_every_sample_as_it_is(tmp_path: Path) -> None:
+    pcm = np.random.default_rng(0).uniform(-1, 1, FRAME).astype(np.float32)
+
+    run(tmp_path, [packet(0, pcm)], 1, bits=32)
+
+    got, _ = soundfile.read(tmp_path / "talk.wav", dtype="float32")
+    assert np.array_equal(got, pcm)
+    assert soundfile.info(tmp_path / "talk.wav").subtype == "FLOAT"
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(24, "wav"), (32, "flac")])
+def test_bits_that_a_format_lacks_are_refused(bits: int, kind: str) -> None:
+    with pytest.raises(ConfigError, match="16, or 32 for wav"):
+        FileSink(FileSinkOptions(bits=bits, format=kind))
+
+
 def test_an_output_that_the_graph_does_not_make_is_refused(tmp_path: Path) -> None:
     async def start(sink: FileSink) -> None:
         formats: dict[str, Format] = {

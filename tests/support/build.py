@@ -23,8 +23,8 @@ class FakeBuild:
     error: BaseException | None = None
     exit_code: int = 0
 
-    def run_config(self, config: RunConfig, ui: Any, plugins: Any) -> FakeBuild:
+    def run_in_terminal(self, config: RunConfig, plugins: Any) -> int:
         self.configs.append(config)
         if self.error is not None:
             raise self.error
-        return self
+        return self.exit_code
