@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from moshi_pipe.config import RunConfig
     from moshi_pipe.graph.node import BatchedNode, SessionSettings
     from moshi_pipe.hooks import BackendOptions
+    from moshi_pipe.models.plan import Plan
     from moshi_pipe.models.protocols import Capabilities, Codec, SpeechLM
     from moshi_pipe.models.spec import CodecSpec, LMSpec
     from moshi_pipe.models.tokenizer import SentencePieceTokenizer
@@ -304,6 +305,31 @@ def wire(
     lm = config.lm if LM_KIND in kinds else None
     ports = {**model_ports(mimi.codec, lm), **_plugin_ports(plugins)}
     return check_graph(graph, ports), mimi.codec, lm
+
+
+def plan_run(config: RunConfig, *, offline: bool | None = None) -> Plan:
+    """Predict the memory of a run from its configuration alone.
+
+    Args:
+        config: The run.
+        offline: True downloads nothing; None leaves it to the model's options.
+
+    Raises:
+        CheckpointError: The model's config cannot be read.
+    """
+    from moshi_pipe.models.plan import plan_model
+
+    backend = config.backend
+    return plan_model(
+        config.model if offline is None else replace(config.model, offline=offline),
+        device=backend.device,
+        dtype=backend.dtype,
+        kv_dtype=backend.kv_dtype,
+        slots=config.engine.slots,
+        context=backend.context,
+        parts=parts_needed(config.graph),
+        rows_per_slot=2 if (config.sampling.guidance or 1.0) != 1.0 else 1,
+    )
 
 
 def parts_needed(graph: Mapping[str, Any]) -> list[str]:

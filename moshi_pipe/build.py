@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from moshi_pipe.assembly import Models, assemble, check_outputs
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Source
+from moshi_pipe.live_view import choose_live_ui
 from moshi_pipe.nodes.portaudio import native_noise_apart
 from moshi_pipe.observers import RunObserver
 from moshi_pipe.progress import choose_ui
@@ -78,7 +80,7 @@ def run_in_terminal(config: RunConfig, plugins: Plugins) -> int:
     """
     source: Source = config.source.make()
     with native_noise_apart() if source.live else nullcontext():
-        ui = choose_ui()
+        ui = choose_live_ui(source.keys()) if source.live else choose_ui()
         messages = _Messages(ui)
         logging.getLogger(_PACKAGE).addHandler(messages)
         try:
@@ -208,6 +210,9 @@ class _Run:
                 self.start_s["warm-up"] = engine.warm_ns / NS_PER_SECOND
                 if engine.error is not None:
                     raise engine.error
+                if self.live:  # what is there stays: no pause of the collector walks through it
+                    gc.collect()
+                    gc.freeze()
                 if not stopped.seen:
                     self.ui.note(self._chosen(engine))
                     self.ui.begin(num_sessions)
@@ -215,6 +220,7 @@ class _Run:
         except MoshiPipeError as error:
             failure = error
         finally:
+            gc.unfreeze()
             await asyncio.to_thread(engine.stop)
         return failure, stopped.cut_short
 

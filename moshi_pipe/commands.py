@@ -36,21 +36,9 @@ def _plugins(words: Sequence[str]) -> int:
 
 def _plan(words: Sequence[str]) -> int:
     """Predict the memory of a run from its configuration alone."""
-    from moshi_pipe.assembly import parts_needed
-    from moshi_pipe.models.plan import plan_model
+    from moshi_pipe.assembly import plan_run
 
-    config = _config(words)
-    guided = (config.sampling.guidance or 1.0) != 1.0
-    plan = plan_model(
-        config.model,
-        device=config.backend.device,
-        dtype=config.backend.dtype,
-        kv_dtype=config.backend.kv_dtype,
-        slots=config.engine.slots,
-        context=config.backend.context,
-        parts=parts_needed(config.graph),
-        rows_per_slot=2 if guided else 1,
-    )
+    plan = plan_run(_config(words))
     sys.stdout.write(plan_text(plan))
     return BackendError.exit_code if plan.fits is False else 0
 
@@ -126,6 +114,20 @@ def _repeat(words: Sequence[str]) -> int:
     return run_in_terminal(resolve(load_written(written, overrides), plugins.nodes), plugins)
 
 
+def _devices(words: Sequence[str]) -> int:
+    """List the sound devices."""
+    from moshi_pipe.device_table import devices
+
+    return devices(words)
+
+
+def _doctor(words: Sequence[str]) -> int:
+    """Check this machine for a configuration."""
+    from moshi_pipe.doctor import doctor
+
+    return doctor(words, _config)
+
+
 def plan_text(plan: Plan) -> str:
     """A plan as a table, with its verdict last."""
     lines = [
@@ -187,6 +189,13 @@ def _no_words(command: str, words: Sequence[str]) -> None:
 BUILTIN: Final = {
     command.name: command
     for command in (
+        Command("devices", "list microphones and speakers; * marks the defaults", _devices),
+        Command(
+            "doctor",
+            "check that everything works here, and whether the model keeps up",
+            _doctor,
+            "[key=value ...]",
+        ),
         Command("plugins", "list plugins, what they offer, and why one was left out", _plugins),
         Command("plan", "memory that a run needs, and whether it fits", _plan, "[key=value ...]"),
         Command("graph", "draw the graph of a run", _graph, "[svg=FILE] [key=value ...]"),

@@ -39,7 +39,7 @@ FLAGS: Final = {
 
 EXIT_CODES: Final = (
     (0, "all sessions are done, or were done before"),
-    (1, "an error that should not happen"),
+    (1, "an error that should not happen, or a check of `doctor` that failed"),
     (2, "the configuration: a key, group, value or graph"),
     (3, "an input cannot be read"),
     (4, "an output cannot be written"),
@@ -55,14 +55,14 @@ def guide_text() -> str:
     """One screen: what it is and five commands to try."""
     return """\
 moshi-pipe runs full-duplex speech models as a streaming graph that a config file describes:
-a recording of a person goes in, Moshi's spoken answer and its transcript come out.
+a person speaks, into a microphone or a file; Moshi's spoken answer and its transcript come out.
 
 Five commands to try:
 
   moshi-pipe source.path=question.wav            answer a recording, into moshi-out/
   moshi-pipe source.path=question.wav --cfg job  the whole configuration of that run
-  moshi-pipe graph                               draw the graph that it goes through
-  moshi-pipe plan model=moshiko engine.slots=8   memory that a model needs, and whether it fits
+  moshi-pipe source=mic sink=speaker             talk to it; Ctrl-C ends
+  moshi-pipe doctor model=moshiko                what works here, and whether the model keeps up
   moshi-pipe --help                              every group, key and command
 
 The model in the package is tiny and random: it shows that everything works and says nothing

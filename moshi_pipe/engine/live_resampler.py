@@ -72,13 +72,23 @@ class LiveResampler:
         if not first_M.size:
             return np.zeros(0, np.float32)
         windows_NT = np.lib.stride_tricks.sliding_window_view(kept_N, self._table_PT.shape[1])
+        if self._step == 1.0:  # one phase for all, and every sample is a first one
+            one_T = self._filters(part_M[:1])[0]
+            same_M: npt.NDArray[np.float32] = windows_NT[first_M[0] : first_M[-1] + 1] @ one_T
+            return same_M
+        out_M: npt.NDArray[np.float32] = np.einsum(
+            "mt,mt->m", windows_NT[first_M], self._filters(part_M)
+        )
+        return out_M
+
+    def _filters(self, part_M: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """Filter ``[M, taps]`` per position between two samples."""
         phase_M = part_M * _PHASES
         row_M = phase_M.astype(np.int64)
         between_M1 = (phase_M - row_M).astype(np.float32)[:, None]
         low_MT, high_MT = self._table_PT[row_M], self._table_PT[row_M + 1]
-        filter_MT = low_MT + (high_MT - low_MT) * between_M1
-        out_M: npt.NDArray[np.float32] = np.einsum("mt,mt->m", windows_NT[first_M], filter_MT)
-        return out_M
+        filter_MT: npt.NDArray[np.float32] = low_MT + (high_MT - low_MT) * between_M1
+        return filter_MT
 
 
 @lru_cache(maxsize=8)

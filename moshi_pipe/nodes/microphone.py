@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from moshi_pipe.engine.clock import Clock, SystemClock
+from moshi_pipe.errors import MoshiPipeError
 from moshi_pipe.graph.node import Key, SessionInput, Source
 from moshi_pipe.nodes.sound_stream import SoundStream, StreamOptions
 
@@ -104,6 +105,7 @@ class MicInput(SessionInput):
         self._news = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
+        self._failure: MoshiPipeError | None = None
         self.warnings: list[str] = []
 
     async def open(self) -> None:
@@ -123,9 +125,12 @@ class MicInput(SessionInput):
     async def chunks(self) -> AsyncIterator[npt.NDArray[np.float32]]:
         """Yield blocks as they come; opens the device again when it vanishes."""
         left = self.num_samples
+        watcher = asyncio.create_task(self._watch())
         try:
             while not self._stopped and left != 0:
-                await self._wait()
+                self._news.clear()
+                if not self._blocks:
+                    await self._news.wait()
                 while self._blocks and left != 0:
                     block_CN, self.delivered_ns = self._blocks.popleft()
                     if left is not None:
@@ -133,7 +138,10 @@ class MicInput(SessionInput):
                         left -= block_CN.shape[1]
                     heard_CN = np.zeros_like(block_CN) if self.muted else block_CN
                     yield heard_CN if self._treat is None else self._treat(heard_CN)
+            if self._failure is not None:
+                raise self._failure
         finally:
+            watcher.cancel()
             self._close_warnings()
             await asyncio.to_thread(self._stream.close)
 
@@ -151,15 +159,17 @@ class MicInput(SessionInput):
             "lost_s": round(stream.lost_s, 2),
         }
 
-    async def _wait(self) -> None:
-        """Return when there are blocks, or the device is back, or the input was stopped."""
-        while not self._blocks and not self._stopped:
-            self._news.clear()
+    async def _watch(self) -> None:
+        """Open the device again when it vanishes."""
+        while not self._stopped:
+            await asyncio.sleep(_WATCH_S)
+            if self._stream.alive:
+                continue
             try:
-                await asyncio.wait_for(self._news.wait(), _WATCH_S)
-            except asyncio.TimeoutError:
-                if not self._stream.alive:
-                    await self._stream.reopen(lambda: self._stopped)
+                await self._stream.reopen(lambda: self._stopped)
+            except MoshiPipeError as error:
+                self._failure = error
+                self.stop()
 
     def _heard(self, block_CN: npt.NDArray[np.float32], now_ns: int) -> None:
         """Keep a block; on PortAudio's thread."""

@@ -156,10 +156,13 @@ class SoundStream:
             stopped: Asked before each try; True gives up.
 
         Raises:
-            MoshiPipeError: What was called back raised; a device that comes back does not help.
+            BackendError: What was called back raised; a device that comes back does not help.
         """
         if self._broken is not None:
-            raise self._broken
+            raise BackendError(
+                f"the {self._options.what} {self.name} was stopped by an error",
+                got=f"{type(self._broken).__name__}: {self._broken}",
+            ) from self._broken
         _LOGGER.warning("the %s %s is gone; trying again", self._options.what, self.name)
         gone_ns = self._called_ns
         await asyncio.to_thread(self.close)
