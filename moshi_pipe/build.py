@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 from moshi_pipe.assembly import Models, assemble, check_outputs
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError
-from moshi_pipe.graph.node import SessionInfo, SessionInput, Source
+from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
 from moshi_pipe.live_view import choose_live_ui
+from moshi_pipe.nodes.apart import ApartSink
 from moshi_pipe.nodes.portaudio import native_noise_apart
 from moshi_pipe.observers import RunObserver
 from moshi_pipe.progress import choose_ui
@@ -38,8 +39,8 @@ from moshi_pipe.units import NS_PER_MS, NS_PER_SECOND, format_count
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from moshi_pipe.config import ChosenNode, RunConfig
     from moshi_pipe.config import EngineOptions as EngineConfig
-    from moshi_pipe.config import RunConfig
     from moshi_pipe.engine.edge import Edge
     from moshi_pipe.engine.engine import Engine, EngineOptions
     from moshi_pipe.engine.exchange import SessionResult
@@ -81,24 +82,35 @@ def run_in_terminal(config: RunConfig, plugins: Plugins) -> int:
     source: Source = config.source.make()
     with native_noise_apart() if source.live else nullcontext():
         ui = choose_live_ui(source.keys()) if source.live else choose_ui()
-        messages = _Messages(ui)
-        logging.getLogger(_PACKAGE).addHandler(messages)
         try:
-            return run_config(config, ui, plugins, source).exit_code
+            with _messages_to(ui):
+                return run_config(config, ui, plugins, source).exit_code
         finally:
-            logging.getLogger(_PACKAGE).removeHandler(messages)
             ui.close()
 
 
-class _Messages(logging.Handler):
-    """Shows warnings of the package where they tear nothing."""
+@contextmanager
+def _messages_to(ui: UI) -> Iterator[None]:
+    """Show what the package logs where it tears nothing."""
+    logger, handler = logging.getLogger(_PACKAGE), _Messages(ui)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
+
+class _Messages(logging.Handler):
     def __init__(self, ui: UI) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self._ui = ui
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._ui.warn(record.getMessage())
+        say = self._ui.warn if record.levelno >= logging.WARNING else self._ui.note
+        say(record.getMessage())
 
 
 def run_config(
@@ -292,7 +304,7 @@ class _Run:
             text_delay_s=assembly.text_delay_s,
             tokenizer=self.tokenizer,
         )
-        sinks = [*item.sinks, *(sink.make() for sink in config.sinks)]
+        sinks = [*item.sinks, *(self._make(sink) for sink in config.sinks)]
         outputs = [path for sink in sinks for path in sink.outputs(info)]
         if config.resume and not self.live and self._is_done(item, seed, outputs):
             report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
@@ -308,6 +320,11 @@ class _Run:
             lead_s=lead_s,
             tail_s=config.tail_s + assembly.tail_s,
         )
+
+    def _make(self, chosen: ChosenNode) -> Sink:
+        """Make a sink; one that may wait for a disk does so on its own while a session is live."""
+        sink: Sink = chosen.make()
+        return ApartSink(sink) if self.live and not sink.realtime else sink
 
     def _is_done(self, item: SessionInput, seed: int, outputs: list[Path]) -> bool:
         """Whether an earlier run finished this session with the same configuration and input."""

@@ -307,7 +307,9 @@ def session_line(report: SessionReport) -> str:
         return f"{report.id}: failed after {report.frames} frames\n{report.error or ''}".rstrip()
     speed = report.audio_s / report.wall_s if report.wall_s > 0 else 0.0
     head = f"{report.id}: {report.status}, {format_duration(report.audio_s)} of audio"
-    lines = [f"{head} in {format_duration(report.wall_s)} ({speed:.2f} x real time)"]
+    is_live = "device" in report.source
+    pace = "" if is_live else f" in {format_duration(report.wall_s)} ({speed:.2f} x real time)"
+    lines = [head + pace]
     lines += [f"  warning: {warning}" for warning in report.warnings]
     lines += [f"  {file}" for file in report.files]
     return "\n".join(lines)
@@ -322,7 +324,9 @@ def report_text(report: RunReport) -> str:
         ("sessions", shown),
         ("frames", f"{report.frames} in {ticks}, {slots}"),
         ("audio", f"{format_duration(report.audio_s)} in {format_duration(report.wall_s)}"),
-        ("speed", f"{report.speed:.2f} x real time"),
+        ("speed", f"{report.speed:.2f} x real time")
+        if report.verdict is None
+        else ("live", report.verdict),
         ("model", f"{report.model} on {report.device}, {report.dtype}, graph {report.graph}"),
         ("seed", str(report.seed)),
     ]
@@ -337,8 +341,6 @@ def report_text(report: RunReport) -> str:
             f"{node.name:<16}{node.p50_ms:>9.2f}{node.p99_ms:>9.2f}{node.max_ms:>9.2f}"
             for node in report.nodes
         ]
-    if report.verdict is not None:
-        lines += ["", f"live         {report.verdict}"]
     lines += ["", *(f"warning: {warning}" for warning in report.warnings)]
     failed = [session for session in report.sessions if session.status == "failed"]
     lines += [f"failed: {session.id}" for session in failed[:_LISTED]]

@@ -190,6 +190,9 @@ class Sink(ABC):
     optional: Sequence[str] = ()
     """Graph outputs that it takes where the graph makes them."""
 
+    realtime: ClassVar[bool] = False
+    """True when it never waits, such as a speaker; live, others get a thread of their own."""
+
     num_underruns: int = 0
     """Live: times that it had nothing to play."""
 
@@ -215,10 +218,6 @@ class Sink(ABC):
         Returns:
             What the report says about this sink: ``files`` (absolute paths) and counts.
         """
-
-    def live_status(self) -> str | None:
-        """What a live view says of it, such as the device it plays on; None for nothing."""
-        return None
 
     def outputs(self, session: SessionInfo) -> list[Path]:
         """Files that this sink will have written for ``session``, for skipping what is done."""

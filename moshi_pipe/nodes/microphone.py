@@ -13,6 +13,7 @@ from moshi_pipe.engine.clock import Clock, SystemClock
 from moshi_pipe.errors import MoshiPipeError
 from moshi_pipe.graph.node import Key, SessionInput, Source
 from moshi_pipe.nodes.sound_stream import SoundStream, StreamOptions
+from moshi_pipe.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from moshi_pipe.nodes.options import MicOptions
 
 _MAX_WAITING_S: Final = 2.0  # blocks that the event loop has not taken yet
-_WATCH_S: Final = 0.5
+_WATCH_NS: Final = 500 * NS_PER_MS
 
 
 class MicSource(Source):
@@ -95,6 +96,7 @@ class MicInput(SessionInput):
         self.id = name
         self.meta: Mapping[str, Any] = {"stem": name}
         self.muted = False
+        self._clock = clock
         self._stream = SoundStream(options, self._heard, clock)
         self._treat = treat
         self._duration_s = duration_s
@@ -162,7 +164,7 @@ class MicInput(SessionInput):
     async def _watch(self) -> None:
         """Open the device again when it vanishes."""
         while not self._stopped:
-            await asyncio.sleep(_WATCH_S)
+            await self._clock.sleep_until(self._clock.now_ns() + _WATCH_NS)
             if self._stream.alive:
                 continue
             try:

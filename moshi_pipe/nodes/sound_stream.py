@@ -23,7 +23,7 @@ from moshi_pipe.nodes.portaudio import (
     portaudio,
     quiet,
 )
-from moshi_pipe.units import NS_PER_SECOND
+from moshi_pipe.units import NS_PER_SECOND, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +131,12 @@ class SoundStream:
         except BaseException:
             self._terminate()
             raise
+        if not self.name:
+            _LOGGER.info(
+                "%s: %s, %d Hz, %s, %.0f ms",
+                *(self._options.what, device.name, self.sample_rate),
+                *(format_count(self.channels, "channel"), 1000 * self.latency_s),
+            )
         self.name = device.name
         self._called_ns = self._clock.now_ns()
 

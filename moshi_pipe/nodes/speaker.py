@@ -15,7 +15,7 @@ from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.node import SessionEnd, SessionInfo, Sink
 from moshi_pipe.nodes.playout import Playout, Reserve
 from moshi_pipe.nodes.sound_stream import SoundStream, StreamOptions
-from moshi_pipe.units import NS_PER_SECOND
+from moshi_pipe.units import NS_PER_MS, NS_PER_SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from moshi_pipe.graph.packet import Packet
     from moshi_pipe.nodes.options import SpeakerOptions
 
-_WATCH_S: Final = 0.5
+_WATCH_NS: Final = 500 * NS_PER_MS
 _MAX_DRAIN_S: Final = 3.0
 _KEEP_TIMES: Final = 1024
 
@@ -41,6 +41,7 @@ class SpeakerSink(Sink):
     """
 
     takes = ("audio",)
+    realtime = True
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ class SpeakerSink(Sink):
     async def _watch(self) -> None:
         """Open the speaker again when it vanishes."""
         while self._stream is not None:
-            await self._clock.sleep_until(self._clock.now_ns() + round(_WATCH_S * NS_PER_SECOND))
+            await self._clock.sleep_until(self._clock.now_ns() + _WATCH_NS)
             if not self._stream.alive:
                 await self._stream.reopen(lambda: self._stopped)
 

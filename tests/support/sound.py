@@ -35,6 +35,7 @@ class FakeSound:
         default_output: Likewise.
         streams: All that were opened, in order.
         hosts: How many times PortAudio was started and not ended.
+        tries: How many times a device was to be opened.
     """
 
     devices: list[FakeDevice] = field(default_factory=list)
@@ -42,6 +43,7 @@ class FakeSound:
     default_output: int | None = None
     streams: list[FakeStream] = field(default_factory=list)
     hosts: int = 0
+    tries: int = 0
     paFloat32: int = 1
     paContinue: int = 0
     paAbort: int = 2
@@ -101,6 +103,7 @@ class FakeHost:
         index = options.get("input_device_index", options.get("output_device_index"))
         assert index is not None
         device = self._sound.devices[index]
+        self._sound.tries += 1
         if device.error is not None:
             raise device.error
         if options["rate"] not in device.rates:
