@@ -253,7 +253,7 @@ def test_a_device_that_vanishes_is_opened_again(
         assert isinstance(item, MicInput)
         task = asyncio.create_task(_collect(item, got))
         sound.streams[0].hear(block(0.1))
-        await until(lambda: len(got) == 1)
+        await until(lambda: len(got) == 1 and bool(clock._sleepers))
         sound.devices[0].error = OSError(-9985, "Device unavailable")
         tries = sound.tries
         clock.advance(2_000 * MS)  # nothing was heard for two seconds
