@@ -262,7 +262,7 @@ def test_a_device_that_vanishes_is_opened_again(
             await until(lambda: bool(clock._sleepers))
             clock.advance(8_000 * MS)
         sound.devices[0].error = None
-        await until(lambda: len(sound.streams) == 2 and sound.streams[1].is_open)
+        await until(lambda: item.report()["reopened"] == 1)
         sound.streams[1].hear(block(0.2))
         await until(lambda: len(got) == 2)
         source.stop()
