@@ -83,7 +83,7 @@ class Ring:
     def listen(
         self, *, on_put: Callable[[], None] | None = None, on_take: Callable[[], None] | None = None
     ) -> None:
-        """Set who is told after a row came or the ring ended, and after a row left.
+        """Set who is told after a row came or the ring ended, and after a row left a full ring.
 
         Callbacks run on the thread that put or took, outside the ring's lock.
         """
@@ -119,6 +119,7 @@ class Ring:
                 return None
             index = self._first
             stamp = int(self._stamps[index])
+            was_full = self.full
             row = {
                 name: array[index].copy()
                 for name, array in self._arrays.items()
@@ -126,7 +127,8 @@ class Ring:
             }
             self._drop_first()
             self.counters.taken += 1
-        self._on_take()
+        if was_full:
+            self._on_take()
         return stamp, row
 
     def take_into(self, columns: Mapping[str, npt.NDArray[Any]]) -> int | None:
@@ -145,9 +147,11 @@ class Ring:
             for name, out in columns.items():
                 out[...] = self._arrays[name][index]
             stamp = int(self._stamps[index])
+            was_full = self.full
             self._drop_first()
             self.counters.taken += 1
-        self._on_take()
+        if was_full:
+            self._on_take()
         return stamp
 
     def end(self) -> None:

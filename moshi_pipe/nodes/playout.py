@@ -243,15 +243,18 @@ class Playout:
         size = self._samples.size
         fits = min(samples_N.size, size - self._level)
         self.counters.dropped_samples += samples_N.size - fits
-        at = (self._first + self._level + np.arange(fits)) % size
-        self._samples[at] = samples_N[:fits]
+        start = (self._first + self._level) % size
+        before_end = min(fits, size - start)
+        self._samples[start : start + before_end] = samples_N[:before_end]
+        self._samples[: fits - before_end] = samples_N[before_end:fits]
         self._level += fits
         self._num_in += fits
 
     def _take(self, out_N: npt.NDArray[np.float32]) -> None:
         num = out_N.size
-        at = (self._first + np.arange(num)) % self._samples.size
-        out_N[:] = self._samples[at]
+        before_end = min(num, self._samples.size - self._first)
+        out_N[:before_end] = self._samples[self._first : self._first + before_end]
+        out_N[before_end:] = self._samples[: num - before_end]
         self._first = (self._first + num) % self._samples.size
         self._level -= num
         self._num_out += num
