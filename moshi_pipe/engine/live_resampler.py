@@ -37,7 +37,7 @@ class LiveResampler:
 
     def __init__(self, rate_in: int, rate_out: int) -> None:
         self._ratio = rate_in / rate_out
-        self._step = self._ratio
+        self.step = self._ratio  # samples of the input per sample of the result
         self._table_PT = _table(min(1.0, rate_out / rate_in))
         taps = self._table_PT.shape[1]
         self.delay_s = taps / 2 / rate_in
@@ -46,16 +46,16 @@ class LiveResampler:
 
     def correct(self, correction: float) -> None:
         """Take the input faster by this part of its rate from now on; 0 is the nominal ratio."""
-        self._step = self._ratio * (1 + correction)
+        self.step = self._ratio * (1 + correction)
 
     def push(self, samples_N: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Take samples, float32 ``[N]``, and give those that can be computed now."""
         kept_N = np.concatenate([self._kept_N, samples_N])
         taps = self._table_PT.shape[1]
         end = kept_N.size - taps + 1  # positions below this have all their samples
-        at_M = np.arange(self._at, end, self._step)
+        at_M = np.arange(self._at, end, self.step)
         at_M = at_M[at_M < end]  # the sum of steps is rounded
-        self._at += self._step * at_M.size
+        self._at += self.step * at_M.size
         first_M = at_M.astype(np.int64)
         out_M = self._interpolate(kept_N, first_M, at_M - first_M)
         done = min(int(self._at), kept_N.size)
@@ -74,7 +74,7 @@ class LiveResampler:
         windows_NT = np.lib.stride_tricks.sliding_window_view(kept_N, self._table_PT.shape[1])
         row_M = (part_M * _PHASES + 0.5).astype(np.int64)
         out_M: npt.NDArray[np.float32]
-        if self._step == 1.0:  # one phase for all, and every sample is a first one
+        if self.step == 1.0:  # one phase for all, and every sample is a first one
             out_M = windows_NT[first_M[0] : first_M[-1] + 1] @ self._table_PT[row_M[0]]
         else:
             out_M = np.einsum("mt,mt->m", windows_NT[first_M], self._table_PT[row_M])

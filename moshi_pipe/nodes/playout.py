@@ -4,11 +4,13 @@ Frames come in at the pace of the microphone's clock, samples go out at that of 
 buffer keeps a reserve for frames that come late. Its level is steered by resampling a little more
 or less than the nominal ratio, so that the latency stays where it is although the clocks differ.
 
-Times are readings of a monotonic clock in nanoseconds; levels are samples at the speaker's rate.
+Times are readings of a monotonic clock in nanoseconds. What waits has the rate of the frames; it is
+resampled as the speaker takes it, on the speaker's thread.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -106,7 +108,8 @@ class Playout:
         self._target_s = self._reserve.start_s
         self._rate_in, self._rate_out = rate_in, rate_out
         self._resampler = LiveResampler(rate_in, rate_out)
-        self._samples = np.zeros(round((self._reserve.max_s + 1.0) * rate_out), np.float32)
+        self._samples = np.zeros(round((self._reserve.max_s + 1.0) * rate_in), np.float32)
+        self._ready_N: npt.NDArray[np.float32] = np.zeros(0, np.float32)  # resampled, a few
         self._first = self._level = 0
         self._started = self._finished = self._gap = False
         self._gap_samples = 0
@@ -114,7 +117,6 @@ class Playout:
         self._last = 0.0  # sample that was played last
         self._pulled_ns = 0
         self._pull_s = 0.0  # what a pull takes
-        self._pushed_ns: int | None = None
         self._error_s = 0.0
         self._correction = self._drift = 0.0
         self._lows: deque[float] = deque(maxlen=_MAX_WINDOWS)
@@ -132,7 +134,7 @@ class Playout:
     @property
     def level_s(self) -> float:
         """What the buffer holds, in seconds."""
-        return self._level / self._rate_out
+        return self._level / self._rate_in + self._ready_N.size / self._rate_out
 
     @property
     def drift_ppm(self) -> float:
@@ -142,7 +144,7 @@ class Playout:
     @property
     def is_empty(self) -> bool:
         """Whether everything was played."""
-        return not self._level
+        return not self._level  # what is resampled already is gone with the next pull
 
     def push(self, frame: int, samples_N: npt.NDArray[np.float32], now_ns: int) -> None:
         """Append a frame.
@@ -152,28 +154,23 @@ class Playout:
             samples_N: Samples in [-1, 1], float32 ``[N]`` at ``rate_in``.
             now_ns: The clock.
         """
-        resampled_N = self._resampler.push(samples_N)
         with self._lock:
             if not self._started:
-                # What the resampler keeps back, once.
-                kept_s = len(samples_N) / self._rate_in - len(resampled_N) / self._rate_out
-                self._prefill(self._target_s + self._held_back_s(now_ns) + kept_s)
+                self._prefill(self._target_s + self._held_back_s(now_ns))
             elif self._gap:
                 self._resume(now_ns)
             else:
                 self._steer(now_ns, len(samples_N) / self._rate_in)
             self._started = True
             self._marks.append((self._num_in, frame))
-            self._append(resampled_N)
-            self._pushed_ns = now_ns
+            self._append(samples_N)
 
     def pull(self, num_samples: int, now_ns: int) -> npt.NDArray[np.float32]:
         """Take what is played next, float32 ``[num_samples]``; silence where nothing is there."""
         out_N = np.zeros(num_samples, np.float32)
         with self._lock:
             self._pulled_ns, self._pull_s = now_ns, num_samples / self._rate_out
-            num = min(num_samples, self._level)
-            self._take(out_N[:num])
+            num = self._fill(out_N)
             audible = self._pass_marks()
             if num:
                 self._soften_start(out_N[:num])
@@ -237,7 +234,7 @@ class Playout:
         self._low_s, self._window_ns, self._error_s = float("inf"), 0, 0.0
 
     def _prefill(self, seconds: float) -> None:
-        self._append(np.zeros(round(seconds * self._rate_out), np.float32))
+        self._append(np.zeros(round(seconds * self._rate_in), np.float32))
 
     def _append(self, samples_N: npt.NDArray[np.float32]) -> None:
         size = self._samples.size
@@ -250,15 +247,29 @@ class Playout:
         self._level += fits
         self._num_in += fits
 
-    def _take(self, out_N: npt.NDArray[np.float32]) -> None:
-        num = out_N.size
+    def _fill(self, out_N: npt.NDArray[np.float32]) -> int:
+        """Resample as much as is wanted and there; returns how many samples were."""
+        while self._ready_N.size < out_N.size and self._level:
+            missing = out_N.size - self._ready_N.size
+            taken_N = self._take(math.ceil(missing * self._resampler.step))
+            self._ready_N = np.concatenate([self._ready_N, self._resampler.push(taken_N)])
+        num = min(out_N.size, self._ready_N.size)
+        out_N[:num] = self._ready_N[:num]
+        self._ready_N = self._ready_N[num:]
+        self.counters.played_samples += num
+        return num
+
+    def _take(self, wanted: int) -> npt.NDArray[np.float32]:
+        """The oldest samples, at the rate of the frames."""
+        num = min(wanted, self._level)
         before_end = min(num, self._samples.size - self._first)
-        out_N[:before_end] = self._samples[self._first : self._first + before_end]
-        out_N[before_end:] = self._samples[: num - before_end]
+        taken_N = np.empty(num, np.float32)
+        taken_N[:before_end] = self._samples[self._first : self._first + before_end]
+        taken_N[before_end:] = self._samples[: num - before_end]
         self._first = (self._first + num) % self._samples.size
         self._level -= num
         self._num_out += num
-        self.counters.played_samples += num
+        return taken_N
 
     def _pass_marks(self) -> list[int]:
         """Frames whose first sample was taken just now."""
