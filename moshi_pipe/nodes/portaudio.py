@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,11 @@ INSTALL: Final = (
     "(macOS: `brew install portaudio`), then `pip install 'moshi-pipe[mic]'`"
 )
 _DIRECTIONS: Final = ("input", "output")
+
+# PortAudio is one per process and takes one caller at a time. Some drivers never come back from
+# closing a device that is gone; nobody waits for those longer than this.
+_ALONE: Final = threading.Lock()
+_ALONE_WITHIN_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +165,22 @@ def find_device(devices: Sequence[Device], wanted: str | int | None, direction: 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Send what C libraries write on standard error nowhere while the block runs.
+    """Be the only one inside PortAudio while the block runs, and let its drivers write nothing.
 
-    Sound drivers report every device that they try and do not find. What Python writes in the
-    meantime is lost too: keep the block short.
+    Sound drivers report on standard error every device that they try and do not find. What
+    Python writes there in the meantime is lost too: keep the block short.
     """
+    alone = _ALONE.acquire(timeout=_ALONE_WITHIN_S)
+    try:
+        with _silence():
+            yield
+    finally:
+        if alone:
+            _ALONE.release()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -124,10 +124,13 @@ class SoundStream:
         context = portaudio()
         self._host, self._closing = context.__enter__(), context
         try:
-            device = find_device(
-                list_devices(self._host), self._options.device, self._options.direction
-            )
+            with quiet():
+                devices = list_devices(self._host)
+            device = find_device(devices, self._options.device, self._options.direction)
             self._open_device(pyaudio, device)
+        except OSError as error:
+            self._terminate()
+            raise BackendError("PortAudio cannot list its devices", got=str(error)) from error
         except BaseException:
             self._terminate()
             raise
@@ -284,13 +287,13 @@ class SoundStream:
     # ---- closing
 
     def _close_stream(self, stream: Any) -> None:
-        with quiet():
-            try:
+        try:
+            with quiet():
                 stream.stop_stream()
                 stream.close()
-            except OSError as error:
-                _LOGGER.debug("the %s did not close: %s", self._options.what, error)
-            self._terminate()
+        except OSError as error:
+            _LOGGER.debug("the %s did not close: %s", self._options.what, error)
+        self._terminate()
 
     def _terminate(self) -> None:
         context, self._closing = self._closing, None
