@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import BackendError, ConfigError, closest
+from moshi_pipe.graph.format import Codes
 from moshi_pipe.graph.graph import Graph, Ports, check_graph, kinds_needed, model_ports
 from moshi_pipe.graph.schedule import Schedule, make_schedule
 from moshi_pipe.models.checkpoint import (
@@ -337,6 +338,26 @@ def parts_needed(graph: Mapping[str, Any]) -> list[str]:
     kinds = kinds_needed(graph)
     codec = [MIMI] if kinds & {ENCODE_KIND, DECODE_KIND} else []
     return [*codec, LM, TOKENIZER] if LM_KIND in kinds else codec
+
+
+def check_source(graph: Graph, name: str, gives: str) -> None:
+    """Refuse a source that gives what the graph does not take, before any weight is loaded.
+
+    Args:
+        graph: Checked.
+        name: Of the source.
+        gives: ``audio`` or ``codes``.
+
+    Raises:
+        ConfigError: Names both, and what would fit.
+    """
+    wanted = "codes" if isinstance(graph.input_format, Codes) else "audio"
+    if gives != wanted:
+        fitting = "source=codes" if wanted == "codes" else "source=file"
+        raise ConfigError(
+            f"graph '{graph.name}' takes {wanted}, source '{name}' gives {gives}",
+            fix=f"choose {fitting}, or another graph",
+        )
 
 
 def check_outputs(graph: Graph, sinks: Iterable[tuple[str, Iterable[str]]]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.assembly import Models, assemble, check_outputs
+from moshi_pipe.assembly import Models, assemble, check_outputs, check_source
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
@@ -148,6 +148,7 @@ class _Run:
         self.sink_labels = [sink.label for sink in config.sinks]
         self.live = self.source.live
         self.exchange = _ring_options(config.engine, self.assembly.frame_s, live=self.live)
+        check_source(self.assembly.graph, config.source.entry.name, source.gives)
         takes = [(sink.label, sink.make()) for sink in config.sinks]
         needed = [(label, sink.takes) for label, sink in takes]
         check_outputs(self.assembly.graph, [*needed, (config.source.entry.name, self.source.takes)])
@@ -155,7 +156,7 @@ class _Run:
         wanted.update(self.source.takes)
         if self.live:
             wanted.update(("audio", "user_audio", "text"))  # for the view
-        self.seed = _seed(config)
+        self.seed = _seed(config, live=self.live)
         self.settings = self.assembly.settings(config, live=self.live)
         if self.settings.end_on_text is not None or plugins.manager.hook.on_text.get_hookimpls():
             wanted.add("text")
@@ -430,7 +431,7 @@ class _Run:
             warnings=list(self.assembly.warnings),
             versions=versions(),
             start=self.start_s,
-            verdict=f"{verdict.cause}: {verdict.text}" if self.live else None,
+            verdict=f"{verdict.cause}: {verdict.text}" if self.live and statistics.ticks else None,
             live=engine.lateness.to_dict() if self.live else {},
         )
 
@@ -503,11 +504,11 @@ def derive_seed(seed: int, session_id: str) -> int:
     return int.from_bytes(digest[:8], "little") >> (64 - _SEED_BITS)
 
 
-def _seed(config: RunConfig) -> int:
+def _seed(config: RunConfig, *, live: bool) -> int:
     """The run's seed: as configured, else that of the run which is resumed, else drawn."""
     if config.seed is not None:
         return config.seed
-    earlier = read_report(config.output_dir) if config.resume else None
+    earlier = read_report(config.output_dir) if config.resume and not live else None
     seed = (earlier or {}).get("seed")
     return seed if isinstance(seed, int) else secrets.randbits(31)
 

@@ -71,6 +71,9 @@ class Source(ABC):
     live: ClassVar[bool] = False
     """True when audio arrives at its own pace; False when it may be read as fast as wanted."""
 
+    gives: ClassVar[str] = "audio"
+    """What its inputs yield: ``audio`` or ``codes``."""
+
     takes: Sequence[str] = ()
     """Graph outputs that the sinks of its own inputs need."""
 

@@ -25,6 +25,8 @@ _TENSORS: Final = ("codes", "valid")
 class CodesSource(Source):
     """One session per file that sink ``codes`` wrote, or any safetensors with ``codes [K, T]``."""
 
+    gives = "codes"
+
     def __init__(self, options: CodesSourceOptions) -> None:
         self.options = options
 

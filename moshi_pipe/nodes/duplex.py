@@ -38,7 +38,7 @@ class DuplexSource(MicSource):
     takes = ("audio",)
 
     def __init__(self, options: DuplexOptions, clock: Clock | None = None) -> None:
-        super().__init__(MicOptions(), clock)
+        super().__init__(MicOptions(duration_s=options.duration_s), clock)
         if options.echo not in MODES:
             raise ConfigError(
                 "source.echo has no such value",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from moshi_pipe.engine.clock import Clock, SystemClock
-from moshi_pipe.errors import MoshiPipeError
+from moshi_pipe.errors import ConfigError, MoshiPipeError
 from moshi_pipe.graph.node import Key, SessionInput, Source
 from moshi_pipe.nodes.sound_stream import SoundStream, StreamOptions
 from moshi_pipe.units import NS_PER_MS
@@ -27,12 +28,20 @@ _WATCH_NS: Final = 500 * NS_PER_MS
 
 
 class MicSource(Source):
-    """One session of what a microphone hears."""
+    """One session of what a microphone hears.
+
+    Raises:
+        ConfigError: An option is out of bounds.
+    """
 
     live = True
 
     def __init__(self, options: MicOptions, clock: Clock | None = None) -> None:
+        check_duration(options.duration_s)
         self._options = options
+        self._stream = StreamOptions(
+            "input", options.device, options.sample_rate, options.channels, options.block_ms
+        )
         self._clock = clock or SystemClock()
         self._input: MicInput | None = None
 
@@ -42,11 +51,8 @@ class MicSource(Source):
         Raises:
             BackendError: There is no such device, or it cannot be opened.
         """
-        options = self._options
-        stream = StreamOptions(
-            "input", options.device, options.sample_rate, options.channels, options.block_ms
-        )
-        self._input = MicInput(stream, self._clock, duration_s=options.duration_s)
+        duration_s = self._options.duration_s
+        self._input = MicInput(self._stream, self._clock, duration_s=duration_s)
         await self._input.open()
         yield self._input
 
@@ -190,3 +196,15 @@ class MicInput(SessionInput):
             )
         if self._num_missed:
             self.warnings.append(f"{self._num_missed} blocks of the microphone were not taken")
+
+
+def check_duration(duration_s: float | None) -> None:
+    """Refuse a session without length.
+
+    Raises:
+        ConfigError: Not above 0.
+    """
+    if duration_s is not None and not 0 < duration_s < math.inf:
+        raise ConfigError(
+            f"source.duration_s cannot be {duration_s}", wanted="above 0, or null for no end"
+        )

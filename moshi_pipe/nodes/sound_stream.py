@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from moshi_pipe.errors import BackendError, MoshiPipeError
+from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError
 from moshi_pipe.nodes.portaudio import (
     Device,
     find_device,
@@ -53,6 +53,9 @@ class StreamOptions:
         channels: None tries one, then all of the device.
         block_ms: Length of a block in ms.
         preferred_rate: The model's rate, in Hz.
+
+    Raises:
+        ConfigError: A number is out of bounds.
     """
 
     direction: str
@@ -61,6 +64,18 @@ class StreamOptions:
     channels: int | None = None
     block_ms: int = 20
     preferred_rate: int = 24_000
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "block_ms": (self.block_ms, 1, 1000),
+            "sample_rate": (self.sample_rate, 1, 768_000),
+            "channels": (self.channels, 1, 64),
+        }
+        for name, (number, least, most) in bounds.items():
+            if number is not None and not least <= number <= most:
+                raise ConfigError(
+                    f"{name} of the {self.what} cannot be {number}", wanted=f"{least} to {most}"
+                )
 
     @property
     def what(self) -> str:

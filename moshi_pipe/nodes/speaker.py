@@ -96,12 +96,13 @@ class SpeakerSink(Sink):
         self._watcher = asyncio.create_task(self._watch())
 
     async def write(self, packet: Packet) -> None:
-        """Queue one frame."""
+        """Queue one frame; waits for room, which live audio always has."""
         if self._playout is None:
             return
         times = packet.times
         if len(self._delivered_ns) < _KEEP_TIMES:
             self._delivered_ns[packet.frame] = times.delivered_ns
+        await self._wait_for_room()
         samples_N = np.asarray(packet.payload, np.float32)[0]
         self._playout.push(packet.frame, samples_N, self._clock.now_ns())
         self._ours.add(max(0, self._clock.now_ns() - times.delivered_ns - times.model_ns))
@@ -120,6 +121,15 @@ class SpeakerSink(Sink):
             await self._drain()
         await asyncio.to_thread(self._stream.close)
         return self._report(self._stream, self._playout)
+
+    async def _wait_for_room(self) -> None:
+        """Wait while the buffer holds more than it may: recordings come faster than they play."""
+        stream, playout, clock = self._stream, self._playout, self._clock
+        while stream is not None and playout is not None and stream.alive:
+            over_s = playout.level_s - self._reserve.max_s
+            if over_s <= 0:
+                return
+            await clock.sleep_until(clock.now_ns() + round(over_s * NS_PER_SECOND))
 
     async def _drain(self) -> None:
         """Wait until everything was played, and what the device holds too."""

@@ -292,6 +292,20 @@ def test_overflows_are_counted(sound: FakeSound) -> None:
     assert item.report()["overflows"] == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (MicOptions(duration_s=-1), "source.duration_s cannot be -1"),
+        (MicOptions(block_ms=0), "block_ms of the microphone cannot be 0"),
+        (MicOptions(channels=0), "channels of the microphone cannot be 0"),
+        (MicOptions(sample_rate=-5), "sample_rate of the microphone cannot be -5"),
+    ],
+)
+def test_options_without_sense_are_refused_at_once(options: MicOptions, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        MicSource(options)
+
+
 # ---- the speaker
 
 
@@ -352,6 +366,36 @@ def test_underruns_are_counted_and_the_end_is_none(sound: FakeSound) -> None:
     assert underruns == 1
     assert report["underruns"] == 1
     assert report["gap_ms"] > 100
+
+
+def test_recordings_wait_until_there_is_room(sound: FakeSound) -> None:
+    clock = ManualClock()
+
+    async def go() -> tuple[int, Any]:
+        sink = SpeakerSink(SpeakerOptions(), clock)
+        await sink.open(session_info())
+        written = 0
+
+        async def write() -> None:
+            nonlocal written
+            for frame in range(20):
+                await sink.write(packet(frame, 0.1))
+                written += 1
+
+        task = asyncio.create_task(write())
+        await until(lambda: bool(clock._sleepers) and written > 0)
+        before = written
+        while not task.done():
+            sound.streams[0].ask()
+            clock.advance(20 * MS)
+            await asyncio.sleep(0)
+        return before, await sink.close(SessionEnd(20, complete=False))
+
+    before, report = run(go())
+
+    assert before <= 6
+    assert report["dropped_samples"] == 0
+    assert report["underruns"] == 0
 
 
 def test_samples_beyond_full_scale_are_clipped(sound: FakeSound) -> None:
