@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moshi_pipe.assembly import Models, assemble, check_outputs, check_source
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError
+from moshi_pipe.frame_times import write_frame_times
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
 from moshi_pipe.live_view import choose_live_ui
 from moshi_pipe.nodes.apart import ApartSink
@@ -167,6 +168,8 @@ class _Run:
         self.tokenizer = self.assembly.tokenizer()
         self.signature = _signature(config, self.assembly.files())
         self.models = Models()
+        self.engine: Engine | None = None
+        self.sinks: dict[str, list[Sink]] = {}  # of live sessions that are open
         self.start_s: dict[str, float] = {}
         self.skipped: list[SessionReport] = []
         self.order: list[str] = []
@@ -184,7 +187,7 @@ class _Run:
 
         self.start_s["libraries"] = time.monotonic() - start
         observer = RunObserver(self.ui, self.plugins, self._session_report, live=self.live)
-        engine = self._engine(observer)
+        engine = self.engine = self._engine(observer)
         failure, interrupted = asyncio.run(self._go(engine, observer, num_sessions))
         report = self._report(engine, [*self.skipped, *observer.reports], interrupted)
         report.wall_s = time.monotonic() - start - report.load_s
@@ -314,6 +317,8 @@ class _Run:
             return None
         _keep_input(item, [*outputs, self._session_file(item.id)])
         self._session_file(item.id).unlink(missing_ok=True)  # what it tells of is overwritten now
+        if self.live:
+            self.sinks[item.id] = sinks
         return SessionPlan(
             info=info,
             settings=replace(self.settings, seed=seed),
@@ -369,9 +374,20 @@ class _Run:
         try:
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
             write_atomically(self._session_file(result.id), text)
+            self._write_frame_times(result.id)
         except OutputError as error:
             report.warnings.append(str(error))
         return report
+
+    def _write_frame_times(self, session_id: str) -> None:
+        """Write when each thing happened in the last minute of a live session."""
+        sinks = self.sinks.pop(session_id, None)
+        if sinks is None or self.engine is None:
+            return
+        audible_ns = {frame: at for sink in sinks for frame, at in sink.audible_ns.items()}
+        path = self.config.output_dir / f"{session_id}.times.jsonl"
+        ticks, nodes = list(self.engine.lateness.recent), self.schedule.order
+        write_frame_times(path, session_id, ticks, nodes, audible_ns)
 
     def _by_label(self, said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What sinks said, by their labels; those of the input itself come first."""

@@ -199,6 +199,9 @@ class Sink(ABC):
     num_underruns: int = 0
     """Live: times that it had nothing to play."""
 
+    audible_ns: Mapping[int, int] = {}  # read only
+    """Live: when the last frames became audible, by number and the engine's clock."""
+
     @abstractmethod
     async def open(self, session: SessionInfo) -> None:
         """Get ready, create files.

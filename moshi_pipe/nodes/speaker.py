@@ -60,12 +60,18 @@ class SpeakerSink(Sink):
         self._watcher: asyncio.Task[None] | None = None
         self._stopped = False
         self._delivered_ns: dict[int, int] = {}
+        self._audible_ns: dict[int, int] = {}
         self._ours, self._heard = Histogram(), Histogram()
 
     @property
     def num_underruns(self) -> int:  # type: ignore[override]
         """Times that there was nothing to play."""
         return 0 if self._playout is None else self._playout.counters.underruns
+
+    @property
+    def audible_ns(self) -> Mapping[int, int]:  # type: ignore[override]
+        """When the last frames left for the ear."""
+        return self._audible_ns
 
     async def open(self, session: SessionInfo) -> None:
         """Open the speaker.
@@ -163,8 +169,11 @@ class SpeakerSink(Sink):
         """A frame leaves for the device; on PortAudio's thread."""
         delivered_ns = self._delivered_ns.pop(frame, None)
         if delivered_ns is not None and self._stream is not None:
-            latency_ns = round(self._stream.latency_s * NS_PER_SECOND)
-            self._heard.add(max(0, now_ns + latency_ns - delivered_ns))
+            at_ns = now_ns + round(self._stream.latency_s * NS_PER_SECOND)
+            self._heard.add(max(0, at_ns - delivered_ns))
+            self._audible_ns[frame] = at_ns
+            if len(self._audible_ns) > _KEEP_TIMES:
+                del self._audible_ns[next(iter(self._audible_ns))]
 
     def _report(self, stream: SoundStream, playout: Playout) -> dict[str, Any]:
         counters = playout.counters

@@ -144,4 +144,4 @@ def lag(long_N: npt.NDArray[np.float32], part_N: npt.NDArray[np.float32]) -> int
     size = 1 << (long_N.size + part_N.size).bit_length()
     product = np.fft.rfft(long_N, size) * np.conj(np.fft.rfft(part_N, size))
     at = int(np.argmax(np.fft.irfft(product, size)))
-    return at if at < size // 2 else at - size
+    return at if at < long_N.size else at - size

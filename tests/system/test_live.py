@@ -145,6 +145,7 @@ def test_the_speaker_plays_what_the_graph_makes_of_the_microphone(
     speaker, source = report["sinks"]["speaker"], report["source"]
     reported_ms = source["latency_ms"] + 80 + speaker["audible"]["p50_ms"]
     assert abs(measured_ms - reported_ms) < 80
+    _times_are_in_order(folder)
     if not words:
         _same_sound(heard_in_room, said_N)
 
@@ -156,6 +157,18 @@ def _latencies(heard_N: npt.NDArray[np.float32], said_N: npt.NDArray[np.float32]
         part_N = said_N[second * RATE : (second + 1) * RATE]
         lags.append(lag(heard_N, part_N) - second * RATE)
     return max(lags) - min(lags)
+
+
+def _times_are_in_order(folder: Path) -> None:
+    """Delivered, then ticked, node after node, then heard."""
+    (path,) = (folder / "out").glob("*.times.jsonl")
+    frames = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [frame["frame"] for frame in frames] == list(range(125))
+    for frame in frames[1:-8]:  # the first is not valid in this graph, the last are not played yet
+        encode, decode = frame["nodes"]["encode"], frame["nodes"]["decode"]
+        start, end = frame["tick_ms"]
+        times = [frame["delivered_ms"], start, *encode, *decode, end, frame["audible_ms"]]
+        assert times == sorted(times)
 
 
 def _same_sound(heard_N: npt.NDArray[np.float32], said_N: npt.NDArray[np.float32]) -> None:
