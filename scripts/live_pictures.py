@@ -15,6 +15,7 @@ from moshi_pipe.progress import LiveFrame
 
 DOCS = Path(__file__).parents[1] / "docs"
 THEMES = {"dark": DIMMED_MONOKAI, "light": DEFAULT_TERMINAL_THEME}
+SESSION = "mic-20261123-114500"
 SPEECH = (
     "Hello! What can I do for you? A walk by the river is a fine idea: take the path behind the "
     "mill, then the small bridge. You will want a coat, since the wind comes up in the evening. "
@@ -32,11 +33,12 @@ def main() -> None:
 def draw(path: Path, width: int, theme: TerminalTheme) -> None:
     """Draw one."""
     console = Console(file=io.StringIO(), record=True, width=width, force_terminal=True)
-    view = LiveView({"m": Key("mute", lambda: "muted")}, console)
-    view._open_ids.append("mic-20261123-114500")
+    view = LiveView({"m": Key("mute", lambda: "muted")}, Console(file=io.StringIO(), width=width))
+    view.session_begins(SESSION, None)
     for i in range(190):
         view.live(frame(i))
     console.print(view.render())
+    view.close()
     svg = console.export_svg(title="moshi-pipe source=mic sink=speaker", theme=theme, unique_id="v")
     path.write_text(svg, encoding="utf-8")
 
@@ -46,7 +48,7 @@ def frame(i: int) -> LiveFrame:
     words = SPEECH.split()
     tick_ms = 31 + 4 * math.sin(i / 3) + (58 if i % 61 == 47 else 0)
     return LiveFrame(
-        session_id="mic-20261123-114500",
+        session_id=SESSION,
         time_s=(i + 1) * 0.08,
         heard_dbfs=-50 + 8 * math.sin(i / 5),
         spoken_dbfs=-16 + 9 * math.sin(i / 4),
