@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import json
-import logging
-import secrets
 import signal
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.assembly import Models, assemble, check_outputs, check_source
@@ -20,25 +16,30 @@ from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.frame_times import write_frame_times
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
-from moshi_pipe.live_view import choose_live_ui
 from moshi_pipe.nodes.apart import ApartSink
-from moshi_pipe.nodes.portaudio import native_noise_apart
 from moshi_pipe.observers import RunObserver
-from moshi_pipe.progress import choose_ui
 from moshi_pipe.report import (
     NodeReport,
     RunReport,
     SessionReport,
     peak_rss_bytes,
-    read_report,
     versions,
     write_atomically,
     write_report,
+)
+from moshi_pipe.resume import (
+    choose_seed,
+    derive_seed,
+    is_done,
+    keep_input,
+    run_signature,
+    session_signature,
 )
 from moshi_pipe.units import NS_PER_MS, NS_PER_SECOND, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from moshi_pipe.config import ChosenNode, RunConfig
     from moshi_pipe.config import EngineOptions as EngineConfig
@@ -49,9 +50,6 @@ if TYPE_CHECKING:
     from moshi_pipe.plugins import Plugins
     from moshi_pipe.progress import UI
 
-_PACKAGE: Final = "moshi_pipe"
-_SEED_BITS: Final = 63
-
 _MIN_INTERVAL_MS: Final = 20.0  # with several slots, so that sessions share ticks
 
 _LIVE_POLICIES: Final = {
@@ -59,59 +57,6 @@ _LIVE_POLICIES: Final = {
     "skip_to_live": "drop_all",
     "fail": "close",
 }
-
-# Keys that change where results go or how fast they are made, not what they are.
-_NOT_IN_SIGNATURE: Final = ("output_dir", "resume", "experiment", "hydra")
-_NOT_IN_SIGNATURE_OF: Final = {
-    "source": ("path",),
-    "engine": (
-        *("inbox_frames", "outbox_frames"),
-        *("late", "max_lag_ms", "budget_ms", "min_interval_ms"),
-    ),
-}
-
-# What a source may say of a session that shapes its result.
-_IDENTITY: Final = ("path", "start_s", "duration_s", "channel")
-
-
-def run_in_terminal(config: RunConfig, plugins: Plugins) -> int:
-    """Run a configuration and show a person how it goes; returns the exit code.
-
-    Raises:
-        MoshiPipeError: As :func:`run_config`.
-    """
-    source: Source = config.source.make()
-    with native_noise_apart() if source.live else nullcontext():
-        ui = choose_live_ui(source.keys()) if source.live else choose_ui()
-        try:
-            with _messages_to(ui):
-                return run_config(config, ui, plugins, source).exit_code
-        finally:
-            ui.close()
-
-
-@contextmanager
-def _messages_to(ui: UI) -> Iterator[None]:
-    """Show what the package logs where it tears nothing."""
-    logger, handler = logging.getLogger(_PACKAGE), _Messages(ui)
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
-
-
-class _Messages(logging.Handler):
-    def __init__(self, ui: UI) -> None:
-        super().__init__(logging.INFO)
-        self._ui = ui
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say = self._ui.warn if record.levelno >= logging.WARNING else self._ui.note
-        say(record.getMessage())
 
 
 def run_config(
@@ -157,7 +102,7 @@ class _Run:
         wanted.update(self.source.takes)
         if self.live:
             wanted.update(("audio", "user_audio", "text"))  # for the view
-        self.seed = _seed(config, live=self.live)
+        self.seed = choose_seed(config, live=self.live)
         self.settings = self.assembly.settings(config, live=self.live)
         if self.settings.end_on_text is not None or plugins.manager.hook.on_text.get_hookimpls():
             wanted.add("text")
@@ -166,7 +111,7 @@ class _Run:
             [name for name in outputs if name in wanted] or None
         )
         self.tokenizer = self.assembly.tokenizer()
-        self.signature = _signature(config, self.assembly.files())
+        self.signature = run_signature(config, self.assembly.files())
         self.models = Models()
         self.engine: Engine | None = None
         self.sinks: dict[str, list[Sink]] = {}  # of live sessions that are open
@@ -310,13 +255,15 @@ class _Run:
         )
         sinks = [*item.sinks, *(self._make(sink) for sink in config.sinks)]
         outputs = [path for sink in sinks for path in sink.outputs(info)]
-        if config.resume and not self.live and self._is_done(item, seed, outputs):
+        signature = session_signature(self.signature, item.meta, seed)
+        record = self._session_file(item.id)
+        if config.resume and not self.live and is_done(record, signature, outputs):
             report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
             self.skipped.append(report)
             self.ui.session_ends(report)
             return None
-        _keep_input(item, [*outputs, self._session_file(item.id)])
-        self._session_file(item.id).unlink(missing_ok=True)  # what it tells of is overwritten now
+        keep_input(item, [*outputs, record])
+        record.unlink(missing_ok=True)  # what it tells of is overwritten now
         if self.live:
             self.sinks[item.id] = sinks
         return SessionPlan(
@@ -331,18 +278,6 @@ class _Run:
         """Make a sink; one that may wait for a disk does so on its own while a session is live."""
         sink: Sink = chosen.make()
         return ApartSink(sink) if self.live and not sink.realtime else sink
-
-    def _is_done(self, item: SessionInput, seed: int, outputs: list[Path]) -> bool:
-        """Whether an earlier run finished this session with the same configuration and input."""
-        try:
-            done = json.loads(self._session_file(item.id).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return (
-            done.get("status") == "done"
-            and done.get("signature") == self._session_signature(item.meta, seed)
-            and all(path.is_file() for path in outputs)
-        )
 
     def _session_report(self, result: SessionResult) -> SessionReport:
         """Turn a result into its report, and write it beside the session's files."""
@@ -365,7 +300,7 @@ class _Run:
         )
         record = {
             **asdict(report),
-            "signature": self._session_signature(result.meta, result.seed),
+            "signature": session_signature(self.signature, result.meta, result.seed),
             "latency_ms": self.latency_ms,
             "frame_s": self.assembly.frame_s,
             "settings": asdict(replace(self.settings, seed=result.seed)),
@@ -397,13 +332,6 @@ class _Run:
 
     def _session_file(self, session_id: str) -> Path:
         return self.config.output_dir / f"{session_id}.session.json"
-
-    def _session_signature(self, meta: Mapping[str, Any], seed: int) -> str:
-        """Identifies configuration and input: a changed file or key makes results anew."""
-        stamp = [self.signature, seed, [meta.get(name) for name in _IDENTITY]]
-        if "path" in meta:
-            stamp.append(_file_stamp(Path(meta["path"])))
-        return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
 
     def _chosen(self, engine: Engine) -> str:
         caps = self.models.caps
@@ -512,59 +440,6 @@ def _ring_options(engine: EngineConfig, frame_s: float, *, live: bool) -> tuple[
 
 def _underruns(sessions: Sequence[SessionReport]) -> int:
     return sum(sink.get("underruns", 0) for s in sessions for sink in s.sinks.values())
-
-
-def derive_seed(seed: int, session_id: str) -> int:
-    """Seed of a session: follows from the run's seed and the session's id, not from its place."""
-    digest = hashlib.sha256(f"{seed}:{session_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> (64 - _SEED_BITS)
-
-
-def _seed(config: RunConfig, *, live: bool) -> int:
-    """The run's seed: as configured, else that of the run which is resumed, else drawn."""
-    if config.seed is not None:
-        return config.seed
-    earlier = read_report(config.output_dir) if config.resume and not live else None
-    seed = (earlier or {}).get("seed")
-    return seed if isinstance(seed, int) else secrets.randbits(31)
-
-
-def _signature(config: RunConfig, files: Sequence[Path]) -> str:
-    """Hash of everything that shapes every session's results: configuration, model, version."""
-    from omegaconf import OmegaConf
-
-    composed = OmegaConf.to_container(OmegaConf.create(config.composed))
-    if not isinstance(composed, dict):
-        raise ConfigError("the composed configuration is no mapping")
-    kept = {k: v for k, v in composed.items() if k not in _NOT_IN_SIGNATURE}
-    for group, keys in _NOT_IN_SIGNATURE_OF.items():
-        kept[group] = {k: v for k, v in (kept.get(group) or {}).items() if k not in keys}
-    stamp = [kept, [_file_stamp(path) for path in files], versions()["moshi-pipe"]]
-    return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _file_stamp(path: Path) -> list[int]:
-    """Size and time of a file; nothing where there is none."""
-    with suppress(OSError):
-        status = path.stat()
-        return [status.st_size, status.st_mtime_ns]
-    return []
-
-
-def _keep_input(item: SessionInput, outputs: Sequence[Path]) -> None:
-    """Refuse to write over what is read.
-
-    Raises:
-        OutputError: Names the file.
-    """
-    source = item.meta.get("path")
-    for path in outputs:
-        with suppress(OSError):
-            if source is not None and path.samefile(source):
-                raise OutputError(
-                    f"the results of {path} would be written over it",
-                    fix="choose another folder: output_dir=FOLDER",
-                )
 
 
 def _make_output_dir(folder: Path) -> None:

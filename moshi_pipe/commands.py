@@ -104,9 +104,9 @@ def _repeat(words: Sequence[str]) -> int:
             got=" ".join(words) or "nothing",
             wanted=f"moshi-pipe repeat {BUILTIN['repeat'].usage}",
         )
-    from moshi_pipe.build import run_in_terminal
     from moshi_pipe.compose import load_written, resolve
     from moshi_pipe.plugins import load_plugins
+    from moshi_pipe.terminal_run import run_in_terminal
 
     plugins = load_plugins()
     written = Path(others[0])

@@ -116,7 +116,7 @@ def run_job(cfg: DictConfig, plugins: Plugins) -> int:
     if hydra_cfg.mode == RunMode.MULTIRUN:
         cfg.output_dir = os.path.join(cfg.output_dir, str(hydra_cfg.job.num))
     config = resolve(cfg, plugins.nodes)
-    from moshi_pipe.build import run_in_terminal
+    from moshi_pipe.terminal_run import run_in_terminal
 
     return run_in_terminal(config, plugins)
 

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def build(monkeypatch: pytest.MonkeyPatch) -> FakeBuild:
     """Replace the runner, so that the command line is tested without models."""
     fake = FakeBuild()
-    module = ModuleType("moshi_pipe.build")
+    module = ModuleType("moshi_pipe.terminal_run")
     module.run_in_terminal = fake.run_in_terminal  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "moshi_pipe.build", module)
+    monkeypatch.setitem(sys.modules, "moshi_pipe.terminal_run", module)
     return fake
