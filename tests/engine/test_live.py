@@ -270,3 +270,67 @@ def test_fail_ends_the_session_with_the_reason() -> None:
         "  do:     use a smaller model or a faster machine, or let it skip: engine.late=drop_oldest"
     )
     assert sink.closed is not None
+
+
+def test_an_hour_through_the_edge_keeps_its_tasks_and_its_rings() -> None:
+    clock = ManualClock()
+    node = Accumulate()
+    node.ticks = deque(maxlen=1)  # type: ignore[assignment]  # an hour of them is much
+    options = EngineOptions(num_slots=1, live=True)
+    engine = Engine(lambda: {"node": node}, ECHO, input_format=AUDIO, options=options, clock=clock)
+    sink = Counting()
+    tasks: list[int] = []
+
+    class Device(ArrayInput):
+        """Gives a frame when the last one was answered, 80 ms of the clock later."""
+
+        async def chunks(self) -> Any:
+            for frame in range(45_000):
+                clock.advance(FRAME_NS)
+                self.delivered_ns = clock.now_ns()
+                yield self.pcm_N[None]
+                await sink.answered(frame)
+                if frame in (1000, 44_999):
+                    tasks.append(len(asyncio.all_tasks()))
+
+    async def go() -> SessionResult:
+        edge = Edge(
+            engine,
+            ExchangeOptions(
+                "heard", AUDIO, {"audio": AUDIO}, inbox_frames=5, inbox_policy="drop_oldest"
+            ),
+            plan=lambda item: SessionPlan(session_info(item.id, Path()), SessionSettings(), [sink]),
+            clock=clock,
+        )
+        engine.start()
+        return (await edge.run(ListSource([Device("a", np.ones(8, np.float32))])))[0]
+
+    try:
+        result = asyncio.run(asyncio.wait_for(go(), 120))
+    finally:
+        engine.stop()
+
+    assert (result.num_frames, result.num_dropped) == (45_000, 0)
+    assert result.audio_s == pytest.approx(3600)
+    assert tasks[0] == tasks[1]
+    assert result.counters["inbox"]["longest"] == result.counters["outbox"]["longest"] == 1
+    assert engine.lateness.lag.max_ns == 0
+
+
+class Counting(MemorySink):
+    """Keeps nothing but the number of the last frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = -1
+        self._news = asyncio.Event()
+
+    async def write(self, packet: Any) -> None:
+        self._last = packet.frame
+        self._news.set()
+
+    async def answered(self, frame: int) -> None:
+        """Wait for a frame to come through."""
+        while self._last < frame:
+            self._news.clear()
+            await self._news.wait()
