@@ -173,8 +173,15 @@ class LMStage(BatchedNode):
         initial_S = torch.tensor(spec.initial_codes, device=self._device)
         column_BS = initial_S.expand(num_slots, -1)
         idle = torch.zeros(num_slots, dtype=torch.bool, device=self._device)
+        warm = _controls(num_slots, self._device, guided=self._guided)
+        for row_B in (warm.temperature_B, warm.text_temperature_B):
+            row_B.fill_(1)  # sampling is warmed up too
+        for row_B in (warm.top_k_B, warm.text_top_k_B):
+            row_B.fill_(self._max_candidates)
+        fill_exponential(noise[0], seed=0, step=0)
+        warm.noise_BKR = torch.from_numpy(noise).to(self._device)
         for _ in range(_WARM_UP_STEPS):
-            self._lm.step(column_BS, idle, controls, state)
+            self._lm.step(column_BS, idle, warm, state)
 
     def join(self, slot: int, settings: SessionSettings) -> None:
         """Begin a session with its settings.
