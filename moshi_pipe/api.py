@@ -124,7 +124,7 @@ class Model:
         """
         import torch
 
-        from moshi_pipe.engine.engine import Engine, EngineOptions
+        from moshi_pipe.engine.engine import Engine, TickOptions
 
         torch.set_num_threads(self._config.engine.threads)
         chosen = self._assembly.settings(self._config)
@@ -143,7 +143,7 @@ class Model:
             ),
             self._schedule,
             input_format=self._assembly.graph.input_format,
-            options=EngineOptions(num_slots=1, device=self._models.caps.device),
+            options=TickOptions(num_slots=1, device=self._models.caps.device),
         )
         return Conversation(engine, self._config, self._assembly, self._schedule, chosen)
 

@@ -41,10 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from moshi_pipe.config import ChosenNode, RunConfig
-    from moshi_pipe.config import EngineOptions as EngineConfig
+    from moshi_pipe.config import ChosenNode, EngineOptions, RunConfig
     from moshi_pipe.engine.edge import Edge
-    from moshi_pipe.engine.engine import Engine, EngineOptions
+    from moshi_pipe.engine.engine import Engine, TickOptions
     from moshi_pipe.engine.exchange import SessionResult
     from moshi_pipe.graph.schedule import Schedule
     from moshi_pipe.plugins import Plugins
@@ -211,20 +210,20 @@ class _Run:
             make_nodes,
             self.schedule,
             input_format=self.assembly.graph.input_format,
-            options=self._engine_options(device),
+            options=self._tick_options(device),
             on_late=observer.on_late,
         )
 
-    def _engine_options(self, device: str) -> EngineOptions:
+    def _tick_options(self, device: str) -> TickOptions:
         """How ticks are formed."""
-        from moshi_pipe.engine.engine import EngineOptions
+        from moshi_pipe.engine.engine import TickOptions
 
         config, frame_s = self.config.engine, self.assembly.frame_s
         budget_ms = frame_s * 1000 if config.budget_ms is None else config.budget_ms
         interval_ms = config.min_interval_ms
         if interval_ms is None:
             interval_ms = 0.0 if config.slots == 1 else _MIN_INTERVAL_MS
-        return EngineOptions(
+        return TickOptions(
             num_slots=config.slots,
             live=self.live,
             all_rows=not self.live or self.config.backend.numerics == "reference",
@@ -419,7 +418,7 @@ class _Interrupt:
         self._edge.stop()
 
 
-def _ring_options(engine: EngineConfig, frame_s: float, *, live: bool) -> tuple[int, int, str]:
+def _ring_options(engine: EngineOptions, frame_s: float, *, live: bool) -> tuple[int, int, str]:
     """Frames in the inbox and in the outbox, and the inbox's policy.
 
     Raises:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from moshi_pipe.config import (
     DTYPES,
-    FIRST_FRAMES,
     LATE,
     NUMERICS,
     ChosenNode,
@@ -25,6 +24,7 @@ from moshi_pipe.config import (
 from moshi_pipe.config_errors import explain, explain_value
 from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.errors import ConfigError, closest
+from moshi_pipe.graph.node import FIRST_FRAMES
 from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import ModelOptions
 from moshi_pipe.overrides import escape_interpolation, is_path_key

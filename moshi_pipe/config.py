@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from moshi_pipe.hooks import BackendOptions, NodeEntry
     from moshi_pipe.models.checkpoint import ModelOptions
 
-FIRST_FRAMES: Final = ("duplicate", "reset", "none")
 NUMERICS: Final = ("fast", "reference")
 LATE: Final = ("drop_oldest", "skip_to_live", "slow_down", "fail")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")

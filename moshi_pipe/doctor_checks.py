@@ -376,7 +376,7 @@ def measure(
     Raises:
         MoshiPipeError: The models cannot be opened, or a session failed.
     """
-    from moshi_pipe.engine.engine import Engine, EngineOptions
+    from moshi_pipe.engine.engine import Engine, TickOptions
 
     schedule = assembly.schedule()
     models = assembly.open_models(schedule)
@@ -391,7 +391,7 @@ def measure(
         ),
         schedule,
         input_format=assembly.graph.input_format,
-        options=EngineOptions(num_slots=config.engine.slots, device=models.caps.device),
+        options=TickOptions(num_slots=config.engine.slots, device=models.caps.device),
     )
     sessions = [_session(assembly, schedule, settings) for _ in range(config.engine.slots)]
     engine.open()

@@ -36,7 +36,7 @@ _IDLE_WAIT_S: Final = 1.0  # an upper bound on a wait that a notification normal
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOptions:
+class TickOptions:
     """How ticks are formed.
 
     Attributes:
@@ -89,7 +89,7 @@ class Engine:
         schedule: Schedule,
         *,
         input_format: Format,
-        options: EngineOptions,
+        options: TickOptions,
         clock: Clock | None = None,
         on_late: Callable[[str, int, int], None] | None = None,
     ) -> None:

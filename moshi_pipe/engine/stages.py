@@ -15,7 +15,7 @@ from moshi_pipe.engine.delay_line import DelayLine, DelayState
 from moshi_pipe.engine.noise import fill_exponential
 from moshi_pipe.errors import ConfigError
 from moshi_pipe.graph.format import Audio, Codes, Text
-from moshi_pipe.graph.node import BatchedNode, SessionSettings, Tick, Value
+from moshi_pipe.graph.node import FIRST_FRAMES, BatchedNode, SessionSettings, Tick, Value
 from moshi_pipe.models.protocols import Codec, Controls, SpeechLM, Step
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-FIRST_FRAME_POLICIES = ("duplicate", "reset", "none")
 _WARM_UP_STEPS = 2
 
 
@@ -283,11 +282,11 @@ class LMStage(BatchedNode):
 
     def _check(self, settings: SessionSettings) -> None:
         """Refuse settings that the state was not sized for."""
-        if settings.first_frame not in FIRST_FRAME_POLICIES:
+        if settings.first_frame not in FIRST_FRAMES:
             raise ConfigError(
                 "unknown first-frame policy",
                 got=settings.first_frame,
-                wanted=", ".join(FIRST_FRAME_POLICIES),
+                wanted=", ".join(FIRST_FRAMES),
             )
         if settings.guidance != 1.0 and not self._guided:
             raise ConfigError(

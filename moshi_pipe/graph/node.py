@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -295,6 +295,10 @@ class BatchedNode(ABC):
 
     def close(self) -> None:
         """Free what :meth:`open` made."""
+
+
+FIRST_FRAMES: Final = ("duplicate", "reset", "none")
+"""What happens to a session's first frame; see :class:`SessionSettings`."""
 
 
 @dataclass(slots=True)

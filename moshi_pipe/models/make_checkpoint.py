@@ -107,7 +107,7 @@ def make_checkpoint(
         place.mkdir(parents=True, exist_ok=True)
         _check_room(place, lm_file.size + codec_file.size)
         counter = _Counter(lm_file.size + codec_file.size, progress)
-        train_tiny_tokenizer(place / _TOKENIZER_NAME, lm.text_cardinality, seed)
+        train_tiny_tokenizer(place / _TOKENIZER_NAME, lm.text_cardinality)
         for file in (codec_file, lm_file):
             file.write(place, seed, counter)
         if codec_config is not None:

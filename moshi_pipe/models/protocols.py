@@ -32,15 +32,11 @@ class Capabilities:
         backend: Name users choose it by, such as ``torch``.
         device: Device it runs on, such as ``cpu`` or ``cuda:0``.
         dtype: Weights' type, such as ``float32``.
-        max_slots: Slots that one state may have, None without a limit.
-        quantization: Name of the quantizer, or None.
     """
 
     backend: str
     device: str
     dtype: str
-    max_slots: int | None = None
-    quantization: str | None = None
 
 
 @dataclass(slots=True)

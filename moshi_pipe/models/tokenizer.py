@@ -77,7 +77,7 @@ class SentencePieceTokenizer:
         return list(self._processor.EncodeAsIds(text))
 
 
-def train_tiny_tokenizer(path: str | Path, vocab_size: int, seed: int = 0) -> None:
+def train_tiny_tokenizer(path: str | Path, vocab_size: int) -> None:
     """Write a SentencePiece model with exactly ``vocab_size`` pieces.
 
     Ids 0 to 3 are ``<unk>``, ``<s>``, ``</s>`` and ``<pad>``, bytes follow, then pieces learnt
@@ -86,12 +86,10 @@ def train_tiny_tokenizer(path: str | Path, vocab_size: int, seed: int = 0) -> No
     Args:
         path: File to write, atomically.
         vocab_size: Pieces, 320 or more.
-        seed: Not used by the trainer, which is deterministic; kept so that callers need not know.
 
     Raises:
         ConfigError: ``vocab_size`` is too small.
     """
-    del seed
     if vocab_size < _MIN_VOCABULARY:
         raise ConfigError(
             "a tokenizer needs more pieces",

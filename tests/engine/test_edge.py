@@ -11,7 +11,7 @@ import pytest
 from support.nodes import AUDIO, FRAME, Accumulate, ArrayInput, ListSource, MemorySink, session_info
 
 from moshi_pipe.engine.edge import Edge
-from moshi_pipe.engine.engine import Engine, EngineOptions
+from moshi_pipe.engine.engine import Engine, TickOptions
 from moshi_pipe.engine.exchange import ExchangeOptions, Observer, SessionPlan, SessionResult
 from moshi_pipe.errors import BackendError, InputError
 from moshi_pipe.graph.node import SessionEnd, SessionInput, SessionSettings, Source
@@ -79,7 +79,7 @@ def run(
     """Run everything within ten seconds; whatever the edge raises comes after the log is kept."""
     log = Log()
     used = node or Accumulate()
-    options = EngineOptions(num_slots=num_slots)
+    options = TickOptions(num_slots=num_slots)
     engine = Engine(lambda: {"node": used}, ECHO, input_format=AUDIO, options=options)
 
     def plan(item: SessionInput) -> SessionPlan:

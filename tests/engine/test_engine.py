@@ -26,7 +26,7 @@ from support.nodes import (
 
 from moshi_pipe.engine.clock import ManualClock
 from moshi_pipe.engine.edge import Edge
-from moshi_pipe.engine.engine import Engine, EngineOptions
+from moshi_pipe.engine.engine import Engine, TickOptions
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan, SessionResult
 from moshi_pipe.engine.session import Session, SessionState, make_session
 from moshi_pipe.errors import BackendError, InputError, OutputError, SessionError
@@ -45,7 +45,7 @@ def make_engine(node: BatchedNode, *, num_slots: int = 4, schedule: Schedule = E
         lambda: {"node": node},
         schedule,
         input_format=AUDIO,
-        options=EngineOptions(num_slots=num_slots),
+        options=TickOptions(num_slots=num_slots),
     )
 
 
@@ -268,7 +268,7 @@ def test_an_hour_of_live_audio_does_not_grow() -> None:
         lambda: {"node": Quiet()},
         ECHO,
         input_format=AUDIO,
-        options=EngineOptions(num_slots=1, live=True),
+        options=TickOptions(num_slots=1, live=True),
         clock=clock,
     )
     engine.open()
@@ -315,7 +315,7 @@ def test_live_ticks_take_who_is_ready_and_wait_for_nobody() -> None:
         lambda: {"node": node},
         ECHO,
         input_format=AUDIO,
-        options=EngineOptions(num_slots=8, live=True, all_rows=False, min_interval_ns=20_000_000),
+        options=TickOptions(num_slots=8, live=True, all_rows=False, min_interval_ns=20_000_000),
         clock=clock,
     )
     engine.open()

@@ -16,7 +16,7 @@ from support.nodes import Accumulate, ArrayInput, ListSource, MemorySink, sessio
 
 from moshi_pipe.engine.clock import ManualClock
 from moshi_pipe.engine.edge import Edge
-from moshi_pipe.engine.engine import Engine, EngineOptions
+from moshi_pipe.engine.engine import Engine, TickOptions
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan, SessionResult
 from moshi_pipe.engine.session import TIMES, make_session
 from moshi_pipe.graph.format import Audio
@@ -57,7 +57,7 @@ class World:
             lambda: {"node": Slow(self)},
             ECHO,
             input_format=AUDIO,
-            options=EngineOptions(num_slots=1, live=True),
+            options=TickOptions(num_slots=1, live=True),
             clock=self.clock,
             on_late=lambda *what: self.late.append(what) if self.keep else None,
         )
@@ -212,7 +212,7 @@ def test_an_hour_of_a_model_that_is_too_slow_is_flat() -> None:
 def overfill(policy: str, frames: int) -> tuple[SessionResult, MemorySink]:
     """All frames are there before the engine ticks for the first time; three may wait."""
     sink = MemorySink()
-    options = EngineOptions(num_slots=1, live=True)
+    options = TickOptions(num_slots=1, live=True)
     engine = Engine(lambda: {"node": Accumulate()}, ECHO, input_format=AUDIO, options=options)
     given = asyncio.Event()
 
@@ -276,7 +276,7 @@ def test_an_hour_through_the_edge_keeps_its_tasks_and_its_rings() -> None:
     clock = ManualClock()
     node = Accumulate()
     node.ticks = deque(maxlen=1)  # type: ignore[assignment]  # an hour of them is much
-    options = EngineOptions(num_slots=1, live=True)
+    options = TickOptions(num_slots=1, live=True)
     engine = Engine(lambda: {"node": node}, ECHO, input_format=AUDIO, options=options, clock=clock)
     sink = Counting()
     tasks: list[int] = []
