@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.errors import BackendError, ConfigError, closest
+from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.format import Codes
 from moshi_pipe.graph.graph import Graph, Ports, check_graph, kinds_needed, model_ports
 from moshi_pipe.graph.schedule import Schedule, make_schedule
@@ -119,23 +119,16 @@ class Assembly:
             CheckpointError: The weights cannot be used.
         """
         kinds = {self.graph.nodes[name] for name in schedule.order}
-        hook = self.plugins.manager.hook
         models = Models()
         tell = loading or _tell_nobody
         if kinds & {ENCODE_KIND, DECODE_KIND}:
-            models.codec = hook.open_codec(
-                checkpoint=self.checkpoint,
-                options=self.backend,
-                progress=partial(tell, "the codec"),
+            models.codec = self.plugins.open_codec(
+                self.checkpoint, self.backend, partial(tell, "the codec")
             )
-            self._require(models.codec, "codec")
         if LM_KIND in kinds:
-            models.lm = hook.open_lm(
-                checkpoint=self.checkpoint,
-                options=self.backend,
-                progress=partial(tell, "the language model"),
+            models.lm = self.plugins.open_lm(
+                self.checkpoint, self.backend, partial(tell, "the language model")
             )
-            self._require(models.lm, "language model")
         return models
 
     def make_nodes(
@@ -252,13 +245,6 @@ class Assembly:
         if "description" not in names:
             return {}
         return {"description": "very_good", "description!": "very_bad"}
-
-    def _require(self, model: Any, what: str) -> None:
-        if model is None:
-            raise BackendError(
-                f"no plugin opens the {what} with backend '{self.backend.backend}'",
-                fix="see `moshi-pipe plugins`; backend=torch comes with the package",
-            )
 
 
 def assemble(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from moshi_pipe.errors import BackendError
 from moshi_pipe.hooks import BackendOptions, OwnedRegistry, hookimpl
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class TorchBackend:
         """Open Moshi when ``options.backend`` is ``torch``."""
         if options.backend != "torch":
             return None
+        if options.quant != "none":
+            raise BackendError(
+                f"backend torch has no quantization '{options.quant}'", fix="set quant=none"
+            )
         from moshi_pipe.nn import backend
 
         return backend.open_lm(checkpoint, _torch_options(options), progress=progress)

@@ -133,6 +133,8 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
             kv_dtype=values.kv_dtype,
             numerics=values.numerics,
             context=values.context,
+            codec_backend=values.codec_backend,
+            quant=values.quant,
         ),
         seed=values.seed,
         output_dir=Path(os.path.abspath(os.path.expanduser(values.output_dir))),

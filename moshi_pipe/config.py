@@ -79,6 +79,8 @@ class RootSchema:
         kv_dtype: Of stored keys and values; None takes ``dtype``.
         numerics: ``fast`` or ``reference``.
         context: Frames that the language model sees; None takes the model's own.
+        codec_backend: What computes the codec; None takes ``backend``.
+        quant: How the language model's weights are stored.
         lead_s: Seconds of silence before the input; None takes what the model wants.
         tail_s: Seconds of silence after the input.
         max_tail_s: Seconds after the input at most, for models that say when they are done.
@@ -104,6 +106,8 @@ class RootSchema:
     kv_dtype: str | None = None
     numerics: str = "fast"
     context: int | None = None
+    codec_backend: str | None = None
+    quant: str = "none"
     lead_s: float | None = None
     tail_s: float = 0.0
     max_tail_s: float = 20.0

@@ -441,15 +441,7 @@ def open_embedded_codec(config: RunConfig) -> Codec:
     from moshi_pipe.plugins import load_plugins
 
     checkpoint = open_checkpoint(ModelOptions(), parts=[MIMI])
-    codec: Codec | None = load_plugins().manager.hook.open_codec(
-        checkpoint=checkpoint, options=config.backend, progress=_tell_nobody
-    )
-    if codec is None:
-        raise BackendError(
-            f"no plugin opens a codec with backend '{config.backend.backend}'",
-            fix="see `moshi-pipe plugins`; backend=torch comes with the package",
-        )
-    return codec
+    return load_plugins().open_codec(checkpoint, config.backend, _tell_nobody)
 
 
 def meets(version: str, wanted: str) -> bool:

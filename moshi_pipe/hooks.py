@@ -208,6 +208,9 @@ class BackendOptions:
         kv_dtype: Of stored keys and values; None takes ``dtype``.
         numerics: ``fast``, or ``reference`` to follow the reference operation by operation.
         context: Frames that the language model sees; None takes the checkpoint's.
+        codec_backend: Of the codec, where it differs from ``backend``; its :meth:`Hooks.open_codec`
+            finds it under ``backend``.
+        quant: How the language model's weights are stored: ``none``, ``int8`` ...
     """
 
     backend: str = "torch"
@@ -216,6 +219,8 @@ class BackendOptions:
     kv_dtype: str | None = None
     numerics: str = "fast"
     context: int | None = None
+    codec_backend: str | None = None
+    quant: str = "none"
 
 
 class Hooks:

@@ -6,18 +6,22 @@ cannot be loaded is left out with its reason, and the rest works.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from moshi_pipe.builtin import BuiltinNodes, TorchBackend
-from moshi_pipe.errors import ConfigError
+from moshi_pipe.errors import BackendError, ConfigError
 from moshi_pipe.hooks import PROJECT, Command, Hooks, NodeRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from moshi_pipe.hooks import BackendOptions, Progress
+    from moshi_pipe.models.checkpoint import Checkpoint
+    from moshi_pipe.models.protocols import Codec, SpeechLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,39 @@ class Plugins:
     commands: dict[str, Command] = field(default_factory=dict)
     infos: list[PluginInfo] = field(default_factory=list)
 
+    def open_codec(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress
+    ) -> Codec:
+        """Open a codec with the backend that the options choose for it.
+
+        Raises:
+            BackendError: No plugin has this backend, or it cannot run here.
+            CheckpointError: The weights cannot be used.
+        """
+        options = replace(options, backend=options.codec_backend or options.backend)
+        codec: Codec | None = self.manager.hook.open_codec(
+            checkpoint=checkpoint, options=options, progress=progress
+        )
+        if codec is None:
+            raise _no_backend("a codec", options.backend)
+        return codec
+
+    def open_lm(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress
+    ) -> SpeechLM:
+        """Open a language model with the backend that the options choose.
+
+        Raises:
+            BackendError: No plugin has this backend, or it cannot run here.
+            CheckpointError: The weights cannot be used.
+        """
+        lm: SpeechLM | None = self.manager.hook.open_lm(
+            checkpoint=checkpoint, options=options, progress=progress
+        )
+        if lm is None:
+            raise _no_backend("a language model", options.backend)
+        return lm
+
 
 def load_plugins(
     extra: Iterable[tuple[str, Any]] = (), *, installed: bool = True, reserved: Sequence[str] = ()
@@ -80,6 +117,13 @@ def load_plugins(
     for name, origin, plugin in found:
         plugins.infos.append(_add(plugins, name, origin, plugin, reserved))
     return plugins
+
+
+def _no_backend(what: str, backend: str) -> BackendError:
+    return BackendError(
+        f"no plugin opens {what} with backend '{backend}'",
+        fix="see `moshi-pipe plugins`; backend=torch comes with the package",
+    )
 
 
 def _points(installed: bool) -> list[EntryPoint]:
