@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import ConfigError, closest
+from moshi_pipe.foreign import Guarded, foreign_ports, make_foreign
 from moshi_pipe.graph.format import Codes
 from moshi_pipe.graph.graph import Graph, Ports, check_graph, kinds_needed, model_ports
 from moshi_pipe.graph.schedule import Schedule, make_schedule
@@ -19,6 +20,8 @@ from moshi_pipe.models.checkpoint import (
     open_checkpoint,
     read_specs,
 )
+from moshi_pipe.models.protocols import Capabilities
+from moshi_pipe.registry import BUILT_IN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from moshi_pipe.graph.node import BatchedNode, SessionSettings
     from moshi_pipe.hooks import BackendOptions
     from moshi_pipe.models.plan import Plan
-    from moshi_pipe.models.protocols import Capabilities, Codec, SpeechLM
+    from moshi_pipe.models.protocols import Codec, SpeechLM
     from moshi_pipe.models.spec import CodecSpec, LMSpec
     from moshi_pipe.models.tokenizer import SentencePieceTokenizer
     from moshi_pipe.plugins import Plugins
@@ -54,11 +57,9 @@ class Models:
 
     @property
     def caps(self) -> Capabilities:
-        """Where the largest of them runs."""
+        """Where the largest of them runs; on the CPU where a graph has nodes of plugins alone."""
         model = self.lm or self.codec
-        if model is None:
-            raise RuntimeError("no model is open")
-        return model.caps
+        return Capabilities("none", "cpu", "float32") if model is None else model.caps
 
 
 @dataclass(slots=True)
@@ -153,8 +154,21 @@ class Assembly:
             if kind in makers:
                 nodes[name] = makers[kind]()
             else:
-                nodes[name] = self.plugins.nodes.get("node", kind).load()()
-        return nodes
+                entry = self.plugins.nodes.get("node", kind)
+                node = make_foreign(entry, self.graph.options.get(name), self.codec)
+                nodes[name] = Guarded(node, f"node '{name}'", entry.owner)
+        return {name: self._guard(name, node) for name, node in nodes.items()}
+
+    def _guard(self, name: str, node: BatchedNode) -> BatchedNode:
+        """Have a stage around a plugin's model say whose it is when it fails."""
+        part = {LM_KIND: "lm", ENCODE_KIND: "codec", DECODE_KIND: "codec"}
+        owner = self.plugins.opened_by.get(part.get(self.graph.nodes[name], ""))
+        if owner is None or owner in BUILT_IN:
+            return node
+        backend = self.backend.backend
+        if self.graph.nodes[name] != LM_KIND:
+            backend = self.backend.codec_backend or backend
+        return Guarded(node, f"node '{name}' (backend '{backend}')", owner)
 
     def default_settings(self, *, live: bool = False) -> SessionSettings:
         """What the model itself wants; seed 0.
@@ -259,7 +273,7 @@ def assemble(
     checked, codec, lm = wire(model, graph, plugins)
     checkpoint = open_checkpoint(model, parts=parts_needed(graph))
     checkpoint.check()
-    warnings = list(checkpoint.warnings)
+    warnings = [*plugins.warnings(), *checkpoint.warnings]
     if checkpoint.is_random:
         warnings.append(
             f"model '{model.name}' has random weights: what it says means nothing. "
@@ -290,8 +304,9 @@ def wire(
             fix="choose graph=codec, encode or decode, or another model",
         )
     lm = config.lm if LM_KIND in kinds else None
-    ports = {**model_ports(mimi.codec, lm), **_plugin_ports(plugins)}
-    return check_graph(graph, ports), mimi.codec, lm
+    foreign = plugins.nodes.names("node")
+    ports = {**model_ports(mimi.codec, lm), **{name: Ports({}, {}) for name in foreign}}
+    return check_graph(graph, ports, foreign_ports(graph, plugins, mimi.codec)), mimi.codec, lm
 
 
 def plan_run(config: RunConfig, *, offline: bool | None = None) -> Plan:
@@ -365,15 +380,6 @@ def check_outputs(graph: Graph, sinks: Iterable[tuple[str, Iterable[str]]]) -> N
                     wanted=closest(output, graph.outputs),
                     fix="leave this sink out, for instance sink=[file], or choose another graph",
                 )
-
-
-def _plugin_ports(plugins: Plugins) -> dict[str, Ports]:
-    """Ports of the kinds of nodes that plugins register."""
-    ports = {}
-    for name in plugins.nodes.names("node"):
-        cls: Any = plugins.nodes.get("node", name).load()
-        ports[name] = Ports(cls.inputs, cls.outputs)
-    return ports
 
 
 def _encode(models: Models) -> BatchedNode:

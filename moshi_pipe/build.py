@@ -271,6 +271,7 @@ class _Run:
             sinks=sinks,
             lead_s=lead_s,
             tail_s=config.tail_s + assembly.tail_s,
+            source_plugin=self.source.plugin,
         )
 
     def _make(self, chosen: ChosenNode) -> Sink:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from moshi_pipe.errors import ConfigError, MoshiPipeError, closest
 from moshi_pipe.guide import FLAGS, group_help_text, guide_text, help_text
+from moshi_pipe.plugins import chosen_plugins, load_plugins
 from moshi_pipe.report import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbose = "--verbose" in words
     words = [word for word in words if word != "--verbose"]
     try:
-        return _dispatch(words)
+        with chosen_plugins(words) as words:
+            return _dispatch(words)
     except MoshiPipeError as error:
         return _fail(error, str(error), error.exit_code, verbose)
     except KeyboardInterrupt:
@@ -97,7 +99,6 @@ def _dispatch(words: list[str]) -> int:
 def _help(words: Sequence[str]) -> int:
     """Show the help, of a group if one is named."""
     from moshi_pipe.commands import BUILTIN
-    from moshi_pipe.plugins import load_plugins
 
     plugins = load_plugins(reserved=tuple(BUILTIN))
     named = [word for word in words if not word.startswith("-")]
@@ -120,7 +121,6 @@ def _foreign_command(words: Sequence[str]) -> int:
         ConfigError: Nobody has this command; gives the closest.
     """
     from moshi_pipe.commands import BUILTIN
-    from moshi_pipe.plugins import load_plugins
 
     first = words[0]
     plugins = load_plugins(reserved=tuple(BUILTIN))
@@ -131,11 +131,12 @@ def _foreign_command(words: Sequence[str]) -> int:
         raise ConfigError(
             f"'{first}' is a file or folder, not a command", fix=f"moshi-pipe source.path={first}"
         )
-    raise ConfigError(
+    error = ConfigError(
         f"there is no command '{first}'",
         wanted=closest(first, [*BUILTIN, *plugins.commands]),
         fix="see `moshi-pipe --help`; values are given as key=value",
     )
+    raise plugins.blame(error)
 
 
 def _check_words(words: Sequence[str]) -> None:

@@ -21,17 +21,29 @@ _CHECKPOINT_KEYS: Final = ("size", "kind", "seed", "dtype")
 
 
 def _plugins(words: Sequence[str]) -> int:
-    """List plugins, what they offer, and why one was left out."""
-    _no_words("plugins", words)
-    from moshi_pipe.plugins import load_plugins
+    """List plugins, show one, or check all."""
+    from moshi_pipe.plugins_command import plugins_command
 
-    for info in load_plugins(reserved=tuple(BUILTIN)).infos:
-        sys.stdout.write(f"{info.name}  ({info.origin})\n")
-        if info.error is not None:
-            sys.stdout.write("  left out: " + info.error.replace("\n", "\n    ") + "\n")
-        for offer in info.offers:
-            sys.stdout.write(f"  {offer}\n")
-    return 0
+    return plugins_command(words, reserved=tuple(BUILTIN))
+
+
+def _plugins_details() -> str:
+    from moshi_pipe.plugins_command import details
+
+    return details()
+
+
+def _plugin(words: Sequence[str]) -> int:
+    """Write a new plugin."""
+    from moshi_pipe.plugin_new import plugin_command
+
+    return plugin_command(words)
+
+
+def _plugin_details() -> str:
+    from moshi_pipe.plugin_new import details
+
+    return details()
 
 
 def _plan(words: Sequence[str]) -> int:
@@ -196,7 +208,20 @@ BUILTIN: Final = {
             _doctor,
             "[key=value ...]",
         ),
-        Command("plugins", "list plugins, what they offer, and why one was left out", _plugins),
+        Command(
+            "plugins",
+            "list plugins, what they offer, and why one was left out; check them",
+            _plugins,
+            "[list|show NAME|doctor] [--json|--requirements]",
+            _plugins_details,
+        ),
+        Command(
+            "plugin",
+            "write a new plugin: a small distribution that passes its own tests",
+            _plugin,
+            "new NAME [--kind source|sink|transform|backend] [--dir DIR]",
+            _plugin_details,
+        ),
         Command("plan", "memory that a run needs, and whether it fits", _plan, "[key=value ...]"),
         Command("graph", "draw the graph of a run", _graph, "[svg=FILE] [key=value ...]"),
         Command(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -69,6 +69,8 @@ def store_schemas(registry: NodeRegistry) -> None:
             package=package,
             provider=entry.owner,
         )
+    for graph in registry.graphs():
+        store.store(group="graph", name=graph.name, node=dict(graph.config), provider=graph.owner)
 
 
 def compose(overrides: Sequence[str], registry: NodeRegistry) -> DictConfig:
@@ -116,12 +118,17 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         _node("sink", str(label), node, registry, problems)
         for label, node in (cfg.sink or {}).items()
     ]
+    node_options = _node_options(cfg, registry, problems)
+    own = _backend_options(cfg, registry, problems)
     if problems:
         _refuse(problems)
     values = _typed(cfg)
+    graph = values.graph or {}
+    for name, options in node_options.items():
+        graph["nodes"][name]["options"] = options
     return RunConfig(
         model=model,
-        graph=values.graph or {},
+        graph=graph,
         source=_present(source),
         sinks=tuple(_present(sink) for sink in sinks),
         engine=values.engine,
@@ -135,6 +142,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
             context=values.context,
             codec_backend=values.codec_backend,
             quant=values.quant,
+            own=own,
         ),
         seed=values.seed,
         output_dir=Path(os.path.abspath(os.path.expanduser(values.output_dir))),
@@ -349,7 +357,6 @@ def _node(
 ) -> ChosenNode | None:
     """Type the options of one node; what is wrong is added to ``problems``."""
     from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     where = kind if kind == "source" else f"{kind}.{label}"
     if not isinstance(node, DictConfig) or OmegaConf.is_missing(node, "node") or "node" not in node:
@@ -366,24 +373,96 @@ def _node(
     if options is None:
         problems += [f"{where}.{key} is unknown: this {kind} has no options" for key in given]
         return ChosenNode(label, entry, None)
+    return ChosenNode(label, entry, _typed_options(where, given, options, problems))
+
+
+def _typed_options(
+    where: str, given: Mapping[str, Any], options: type, problems: list[str]
+) -> Any | None:
+    """An instance of a dataclass of options; None when something is wrong with the values.
+
+    Args:
+        where: The key of the configuration that holds them.
+        given: What is configured.
+        options: The dataclass.
+        problems: What is wrong is added here.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     known = [item.name for item in fields(options)]
     typed = OmegaConf.structured(options)
     for key, value in given.items():
         if key not in known:
             problems.append(f"{where}.{key} is unknown: {closest(key, known)}")
             continue
-        if OmegaConf.is_missing(node, key):
-            continue
-        try:
-            typed = OmegaConf.merge(typed, {key: value})
-        except OmegaConfBaseException as error:
-            problems.append(explain_value(f"{where}.{key}", error))
+        if OmegaConf.is_config(value) or not value._is_missing():
+            try:
+                typed = OmegaConf.merge(typed, {key: value})
+            except OmegaConfBaseException as error:
+                problems.append(explain_value(f"{where}.{key}", error))
     unset = [name for name in OmegaConf.missing_keys(typed) if name not in given]
     problems += [f"{where}.{name} is not set: add {where}.{name}=VALUE" for name in unset]
     if OmegaConf.missing_keys(typed) or problems:
-        return ChosenNode(label, entry, None)
-    made = OmegaConf.to_object(typed)
-    return ChosenNode(label, entry, made if is_dataclass(made) else None)
+        return None
+    return OmegaConf.to_object(typed)
+
+
+def _node_options(cfg: DictConfig, registry: NodeRegistry, problems: list[str]) -> dict[str, Any]:
+    """Typed options of the graph's nodes, by node, where their kind has some.
+
+    What is wrong is added to ``problems``; the graph itself is checked later.
+    """
+    from omegaconf import DictConfig
+
+    made: dict[str, Any] = {}
+    nodes = cfg.graph.get("nodes") if isinstance(cfg.graph, DictConfig) else None
+    if not isinstance(nodes, DictConfig):
+        return made
+    kinds = registry.names("node")
+    for key, node in nodes.items():
+        name = str(key)
+        kind = str(node.get("kind")) if isinstance(node, DictConfig) else ""
+        if kind not in kinds:
+            continue
+        where = f"graph.nodes.{name}.options"
+        given = _keys_of(node.get("options"), where, problems)
+        options = registry.get("node", kind).load_options()
+        if options is None:
+            problems += [f"{where}.{key} is unknown: kind '{kind}' has no options" for key in given]
+        else:
+            made[name] = _typed_options(where, given, options, problems)
+    return made
+
+
+def _backend_options(
+    cfg: DictConfig, registry: NodeRegistry, problems: list[str]
+) -> dict[str, Any]:
+    """Typed options of the backends that are used or configured, by backend."""
+    entries = {entry.name: entry for entry in registry.backends()}
+    given = _keys_of(cfg.backend_options, "backend_options", problems)
+    for name in given:
+        if name not in entries:
+            problems.append(f"backend_options.{name} is unknown: {closest(name, entries)}")
+    made: dict[str, Any] = {}
+    for name, entry in entries.items():
+        if name in given or name in (cfg.backend, cfg.codec_backend):
+            where = f"backend_options.{name}"
+            values = _keys_of(given.get(name), where, problems)
+            made[name] = _typed_options(where, values, entry.load_options(), problems)
+    return made
+
+
+def _keys_of(node: Any, where: str, problems: list[str]) -> dict[str, Any]:
+    """Keys of a mapping with their nodes; a mapping that is none is a problem."""
+    from omegaconf import DictConfig
+
+    if node is None:
+        return {}
+    if not isinstance(node, DictConfig):
+        problems.append(f"{where} is no mapping: write {{KEY: VALUE}}")
+        return {}
+    return {str(key): node._get_node(key) for key in node}
 
 
 def _present(node: ChosenNode | None) -> ChosenNode:

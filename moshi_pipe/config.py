@@ -81,6 +81,7 @@ class RootSchema:
         context: Frames that the language model sees; None takes the model's own.
         codec_backend: What computes the codec; None takes ``backend``.
         quant: How the language model's weights are stored.
+        backend_options: Options of backends that have some, by backend.
         lead_s: Seconds of silence before the input; None takes what the model wants.
         tail_s: Seconds of silence after the input.
         max_tail_s: Seconds after the input at most, for models that say when they are done.
@@ -108,6 +109,7 @@ class RootSchema:
     context: int | None = None
     codec_backend: str | None = None
     quant: str = "none"
+    backend_options: dict[str, Any] = field(default_factory=dict)
     lead_s: float | None = None
     tail_s: float = 0.0
     max_tail_s: float = 20.0
@@ -138,8 +140,7 @@ class ChosenNode:
 
     def make(self) -> Any:
         """Construct a node; a sink is made once per session."""
-        cls = self.entry.load()
-        return cls() if self.entry.options is None else cls(self.options)
+        return self.entry.make(self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,8 @@ class RunConfig:
 
     Attributes:
         model: Which model.
-        graph: Name, nodes, inputs, links and outputs, as plain dicts and lists.
+        graph: Name, nodes, inputs, links and outputs, as plain dicts and lists; options of a node
+            as an instance of its dataclass.
         source: Where sessions come from.
         sinks: Where their outputs go; may be empty.
         engine: How sessions share the models.

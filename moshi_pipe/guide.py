@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 _WIDTH: Final = 100  # columns of the help
 _KEY_WIDTH: Final = 34  # columns of a key and its default before its comment
 
+_WITHOUT_FILES: Final = {
+    "node": "kinds of nodes that plugins give to graphs",
+    "backend": "backends with options of their own",
+}
+"""What ``--help`` shows like a group, though it is none."""
+
 FLAGS: Final = {
     "--help": "this page; `--help GROUP` shows the choices and keys of a group",
     "--version": "version of moshi-pipe",
@@ -32,6 +38,8 @@ FLAGS: Final = {
     "--cfg": "`--cfg job` prints the configuration and runs nothing",
     "--info": "what Hydra knows: defaults, searchpath, plugins",
     "--multirun": "-m: run once per combination: `-m seed=1,2`; results in output_dir/0, 1 ...",
+    "-p": "`-p no:NAME` leaves a plugin out; see `moshi-pipe plugins`",
+    "--plugins-dir": "a folder whose .py files are plugins",
     "--config-dir": "a folder of your own configs, in the shape of ours",
     "--shell-completion": '-sc: `eval "$(moshi-pipe -sc install=bash)"`',
 }
@@ -78,6 +86,9 @@ def help_text(commands: Sequence[Command], registry: NodeRegistry) -> str:
         chosen = default_choices().get(group, "").strip("[]").replace(" ", "").split(",")
         names = [f"{n}*" if n in chosen else n for n in _all_choices(group, registry)]
         lines += _row(f"  {group}=", ", ".join(names), 16)
+    for group, what in _WITHOUT_FILES.items():
+        names = _all_choices(group, registry)
+        lines += _row(f"  {group}", f"{what}: {', '.join(names)}", 16) if names else []
     lines += ["", "Keys that belong to no group"]
     for option in root_options():
         lines += _option_row(option)
@@ -104,8 +115,9 @@ def group_help_text(group: str, registry: NodeRegistry) -> str:
         ConfigError: There is no such group or choice; gives the closest.
     """
     group, _, only = group.partition("=")
-    if group not in group_names():
-        raise ConfigError(f"there is no group '{group}'", wanted=closest(group, group_names()))
+    known = [*group_names(), *_WITHOUT_FILES]
+    if group not in known:
+        raise ConfigError(f"there is no group '{group}'", wanted=closest(group, known))
     names = _all_choices(group, registry)
     if only and only not in names:
         raise ConfigError(f"there is no {group} '{only}'", wanted=closest(only, names))
@@ -124,20 +136,36 @@ def _describe(group: str, name: str, registry: NodeRegistry) -> tuple[str, tuple
     if name in choice_names(group):
         choice = read_choice(group, name)
         return choice.summary, choice.options
-    entry = registry.get(group, name)
-    options = entry.load_options()
-    prefix = f"sink.{name}." if group == "sink" else f"{group}."
+    if group == "graph":
+        graph = next(graph for graph in registry.graphs() if graph.name == name)
+        return f"{graph.summary} From the plugin {graph.owner}.".strip(), ()
+    options: type | None
+    if group == "backend":
+        backend = next(backend for backend in registry.backends() if backend.name == name)
+        options, owner = backend.load_options(), backend.owner
+        summary, prefix = _first_line(options), f"backend_options.{name}."
+    else:
+        entry = registry.get(group, name)
+        options, owner = entry.load_options(), entry.owner
+        prefixes = {"sink": f"sink.{name}.", "node": "graph.nodes.NAME.options."}
+        summary, prefix = _first_line(entry.load()), prefixes.get(group, f"{group}.")
     lines = () if options is None else option_lines(options)
-    summary = (entry.load().__doc__ or "").strip().partition("\n")[0]
     return (
-        f"{summary} From the plugin {entry.owner}.".strip(),
+        f"{summary} From the plugin {owner}.".strip(),
         tuple(OptionLine(prefix + key, default, said) for key, default, said in lines),
     )
 
 
+def _first_line(described: type) -> str:
+    return (described.__doc__ or "").strip().partition("\n")[0]
+
+
 def _all_choices(group: str, registry: NodeRegistry) -> list[str]:
     """Choices of a group, those of plugins included."""
-    foreign = registry.names(group) if group in ("source", "sink") else []
+    foreign = {
+        "graph": [graph.name for graph in registry.graphs()],
+        "backend": [backend.name for backend in registry.backends()],
+    }.get(group, registry.names(group))
     return sorted({*choice_names(group), *foreign})
 
 

@@ -8,16 +8,22 @@ is registered through the same hooks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
-from importlib import import_module
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
 
-from moshi_pipe.errors import ConfigError, MoshiPipeError, closest
+from moshi_pipe.registry import (
+    KINDS,
+    NodeEntry,
+    NodeRegistry,
+    OwnedRegistry,
+    docstring_section,
+    option_lines,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from moshi_pipe.graph.packet import Packet
     from moshi_pipe.models.checkpoint import Checkpoint
@@ -25,157 +31,34 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
+__all__ = [
+    "API_VERSION",
+    "CONTRACT",
+    "KINDS",
+    "PROJECT",
+    "BackendOptions",
+    "Command",
+    "Hooks",
+    "NodeEntry",
+    "NodeRegistry",
+    "OwnedRegistry",
+    "hook_contract",
+    "hook_names",
+    "hookimpl",
+    "hookspec",
+    "option_lines",
+]
+
 PROJECT: Final = "moshi_pipe"
 """pluggy's project name and the entry-point group."""
 
-KINDS: Final = ("source", "sink", "node")
-"""Kinds of nodes: ``source`` and ``sink`` are config groups; ``node`` is a batched node that a
-graph names by ``kind:``."""
+API_VERSION: Final = 1
+"""Version of what this file promises to plugins. A plugin that says ``moshi_pipe_api = 2`` in its
+module wants another one and is left out with that reason. It grows when a hook, or what a hook is
+given, changes such that older plugins would break."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeEntry:
-    """One registered node.
-
-    Attributes:
-        kind: One of :data:`KINDS`.
-        name: What users choose it by, such as ``file`` in ``source=file``.
-        cls: The class, or ``module:Class`` to import when it is used.
-        options: Its dataclass of options, or ``module:Class``; None for a node without options.
-        owner: Plugin that registered it.
-    """
-
-    kind: str
-    name: str
-    cls: type | str
-    options: type | str | None
-    owner: str
-
-    def load(self) -> type:
-        """Return the class, importing its module if need be.
-
-        Raises:
-            MoshiPipeError: The module cannot be imported or lacks the class.
-        """
-        return self._resolve(self.cls)
-
-    def load_options(self) -> type | None:
-        """Return the dataclass of options, importing its module if need be.
-
-        Raises:
-            MoshiPipeError: The module cannot be imported, or what it gives is no dataclass.
-        """
-        if self.options is None:
-            return None
-        options = self._resolve(self.options)
-        if not is_dataclass(options):
-            raise MoshiPipeError(
-                f"the options of {self.kind} '{self.name}' cannot be used",
-                got=f"{options!r}, from plugin {self.owner}",
-                wanted="a dataclass",
-            )
-        return options
-
-    def _resolve(self, reference: type | str) -> type:
-        if not isinstance(reference, str):
-            return reference
-        module, _, attribute = reference.partition(":")
-        try:
-            found: type = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise MoshiPipeError(
-                f"{self.kind} '{self.name}' of plugin {self.owner} cannot be loaded",
-                got=f"{type(error).__name__}: {error}",
-                wanted=reference,
-            ) from error
-        return found
-
-
-class NodeRegistry:
-    """Nodes by kind and name. A name that is taken is refused: nothing is overridden silently."""
-
-    def __init__(self) -> None:
-        self._entries: dict[tuple[str, str], NodeEntry] = {}
-        self._owner = "moshi-pipe"
-
-    def add(self, kind: str, name: str, cls: type | str, options: type | str | None = None) -> None:
-        """Offer a node.
-
-        Args:
-            kind: ``source``, ``sink`` or ``node``.
-            name: What users choose it by; a valid config key.
-            cls: The node class, constructed as ``cls(options)``, a batched
-                node as ``cls()``. A string ``module:Class`` is
-                imported when the node is used, so that listing it costs nothing.
-            options: Dataclass of options, likewise.
-
-        Raises:
-            ConfigError: The kind is unknown, the name is no key or taken; names both owners.
-        """
-        if kind not in KINDS:
-            raise ConfigError(
-                f"plugin {self._owner} registers '{name}' under an unknown kind",
-                got=kind,
-                wanted=closest(kind, KINDS),
-            )
-        if not name.replace(".", "_").isidentifier():
-            raise ConfigError(
-                f"plugin {self._owner} registers a {kind} under a name that is no config key",
-                got=repr(name),
-                wanted="letters, digits and underscores",
-            )
-        taken = self._entries.get((kind, name))
-        if taken is not None:
-            raise ConfigError(
-                f"two plugins register the {kind} '{name}'",
-                got=f"{taken.owner} has it, {self._owner} wants it too",
-                wanted="one owner per name",
-                fix=f"uninstall one of the two, or rename the {kind} in {self._owner}",
-            )
-        self._entries[kind, name] = NodeEntry(kind, name, cls, options, self._owner)
-
-    def get(self, kind: str, name: str) -> NodeEntry:
-        """Find a node.
-
-        Raises:
-            ConfigError: No such node; gives the closest name.
-        """
-        entry = self._entries.get((kind, name))
-        if entry is None:
-            raise ConfigError(
-                f"there is no {kind} '{name}'", wanted=closest(name, self.names(kind))
-            )
-        return entry
-
-    def names(self, kind: str) -> list[str]:
-        """Names of one kind, sorted."""
-        return sorted(name for known, name in self._entries if known == kind)
-
-    def __iter__(self) -> Iterator[NodeEntry]:
-        return iter(self._entries.values())
-
-    def owned_by(self, owner: str) -> OwnedRegistry:
-        """Return a view whose additions belong to ``owner``; what plugins are given."""
-        return OwnedRegistry(self, owner)
-
-
-class OwnedRegistry:
-    """What a plugin sees of the registry: it can only add, under its own name."""
-
-    def __init__(self, registry: NodeRegistry, owner: str) -> None:
-        self._registry = registry
-        self._plugin = owner
-
-    def add(self, kind: str, name: str, cls: type | str, options: type | str | None = None) -> None:
-        """Offer a node; see :meth:`NodeRegistry.add`."""
-        before, self._registry._owner = self._registry._owner, self._plugin
-        try:
-            self._registry.add(kind, name, cls, options)
-        finally:
-            self._registry._owner = before
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +94,7 @@ class BackendOptions:
         codec_backend: Of the codec, where it differs from ``backend``; its :meth:`Hooks.open_codec`
             finds it under ``backend``.
         quant: How the language model's weights are stored: ``none``, ``int8`` ...
+        own: Options of backends that registered some, by backend: instances of their dataclasses.
     """
 
     backend: str = "torch"
@@ -221,6 +105,11 @@ class BackendOptions:
     context: int | None = None
     codec_backend: str | None = None
     quant: str = "none"
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+
+CONTRACT: Final = ("Caller", "When", "Thread", "Often", "Answers", "None", "Time")
+"""What the docstring of every hook says under ``Contract:``."""
 
 
 class Hooks:
@@ -228,22 +117,38 @@ class Hooks:
 
     @hookspec
     def register_nodes(self, registry: OwnedRegistry) -> None:
-        """Offer sources, sinks and batched nodes.
+        """Offer sources, sinks, batched nodes and graphs, and options of backends.
 
-        Called once per process, before the configuration is composed; all plugins are asked.
-        A plugin that raises is left out, with its reason in ``moshi-pipe plugins``. Import nothing
-        heavy: pass ``"module:Class"`` for what is costly.
+        Import nothing heavy here: pass ``"module:Class"`` for what is costly. A plugin that
+        raises is left out as a whole, with its reason in ``moshi-pipe plugins``.
+
+        Contract:
+            Caller: :func:`moshi_pipe.plugins.load_plugins`.
+            When: Before the configuration is composed, also for the help and for completion.
+            Thread: The main thread.
+            Often: Once per process, rarely a few times; it must not matter.
+            Answers: All plugins are asked; a name that another plugin has is refused.
+            None: Nothing is returned; what counts is what was added.
+            Time: 50 ms with the import of the plugin's module: every command waits for it.
 
         Args:
-            registry: Takes ``registry.add(kind, name, cls, Options)``.
+            registry: Takes ``registry.add(kind, name, cls, Options)``, ``registry.add_graph`` and
+                ``registry.add_backend``.
         """
 
     @hookspec
     def register_commands(self) -> Sequence[Command]:
         """Offer commands of ``moshi-pipe``.
 
-        Called when the command line names no built-in command, and for the help; all plugins are
-        asked. A name that is taken is refused.
+        Contract:
+            Caller: :func:`moshi_pipe.plugins.load_plugins`.
+            When: Right after :meth:`register_nodes` of the same plugin.
+            Thread: The main thread.
+            Often: As :meth:`register_nodes`.
+            Answers: All plugins' commands are collected; a name that is taken is refused, and the
+                plugin is left out.
+            None: Return an empty list for no commands; None is refused.
+            Time: 1 ms; import what a command needs when it runs.
 
         Returns:
             The plugin's commands.
@@ -254,18 +159,24 @@ class Hooks:
     def open_codec(
         self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress
     ) -> Codec | None:
-        """Open the codec of a checkpoint; stops at the first plugin that answers.
+        """Open the codec of a checkpoint.
 
-        Called once per engine, on the thread that will step it, before the first session. It may
-        take seconds.
+        Contract:
+            Caller: The engine, through :meth:`moshi_pipe.plugins.Plugins.open_codec`.
+            When: Before the first session, where the graph has a node of the codec.
+            Thread: The one that will step the codec, and no other will touch it.
+            Often: Once per engine.
+            Answers: The first that is not None wins; plugins found last are asked first.
+            None: ``options.backend`` is not yours.
+            Time: Seconds are fine; call ``progress``.
 
         Args:
             checkpoint: Its files, found; ``checkpoint.mimi`` is the codec's spec.
-            options: Backend, device and types.
+            options: Backend, device and types; options of your own are in ``options.own``.
             progress: To be called with bytes loaded and bytes in all; seldom is enough.
 
         Returns:
-            A codec ready to step, or None when ``options.backend`` is not yours.
+            A codec ready to step.
 
         Raises:
             BackendError: The backend is yours but cannot run here. Do not return None for this:
@@ -277,17 +188,24 @@ class Hooks:
     def open_lm(
         self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress
     ) -> SpeechLM | None:
-        """Open the language model of a checkpoint; stops at the first plugin that answers.
+        """Open the language model of a checkpoint: that of ``checkpoint.config.lm``.
 
-        As :meth:`open_codec`, for ``checkpoint.config.lm``.
+        Contract:
+            Caller: The engine, through :meth:`moshi_pipe.plugins.Plugins.open_lm`.
+            When: Before the first session, after the codec, where the graph has the node ``lm``.
+            Thread: The one that will step the model, and no other will touch it.
+            Often: Once per engine.
+            Answers: The first that is not None wins; plugins found last are asked first.
+            None: ``options.backend`` is not yours.
+            Time: Minutes are fine for a large model; call ``progress``.
 
         Args:
             checkpoint: Its files, found.
-            options: Backend, device and types.
+            options: Backend, device and types; options of your own are in ``options.own``.
             progress: As for the codec.
 
         Returns:
-            A model ready to step, or None when ``options.backend`` is not yours.
+            A model ready to step.
 
         Raises:
             BackendError: The backend is yours but cannot run here.
@@ -298,8 +216,18 @@ class Hooks:
     def on_session_start(self, session_id: str, meta: Mapping[str, Any], seed: int) -> None:
         """Learn that a session got its slot, or ended before it did.
 
-        Called on the event loop, once per session; return within 1 ms. A failure is reported once
-        and never stops the session.
+        As all ``on_*`` hooks: a plugin that raises is reported and goes on to be called; after
+        three failures it hears nothing more in this run. No failure stops a session, and none
+        keeps another plugin from being told. One that is slow is reported with its time.
+
+        Contract:
+            Caller: :class:`moshi_pipe.observers.RunObserver`.
+            When: The session's first answer is there, or it ended without one.
+            Thread: The event loop.
+            Often: Once per session.
+            Answers: Ignored; all plugins are told.
+            None: The only answer.
+            Time: 1 ms: all sessions wait meanwhile.
 
         Args:
             session_id: Unique in the run.
@@ -311,7 +239,14 @@ class Hooks:
     def on_frame(self, session_id: str, packet: Packet) -> None:
         """Learn of one output of one frame, after the sinks have it.
 
-        Called on the event loop, once per packet; return within 1 ms.
+        Contract:
+            Caller: :class:`moshi_pipe.observers.RunObserver`.
+            When: The sinks have written the packet.
+            Thread: The event loop.
+            Often: Once per packet: 12.5 times a second and output, of each session.
+            Answers: Ignored; all plugins are told.
+            None: The only answer.
+            Time: 1 ms: all sessions wait meanwhile.
 
         Args:
             session_id: The session.
@@ -322,7 +257,14 @@ class Hooks:
     def on_text(self, session_id: str, text: str, start_s: float, end_s: float) -> None:
         """Learn of one whole word of the model.
 
-        Called on the event loop, once per word; return within 1 ms.
+        Contract:
+            Caller: :class:`moshi_pipe.observers.RunObserver`.
+            When: The next word has begun, or the session ends.
+            Thread: The event loop.
+            Often: Once per word.
+            Answers: Ignored; all plugins are told.
+            None: The only answer.
+            Time: 1 ms: all sessions wait meanwhile.
 
         Args:
             session_id: The session.
@@ -335,8 +277,14 @@ class Hooks:
     def on_deadline_missed(self, session_id: str, frame: int, late_ms: float) -> None:
         """Learn that a live frame was answered after its deadline.
 
-        Called on the engine's thread, between ticks; return within 1 ms: whatever it takes makes
-        the next frame late too.
+        Contract:
+            Caller: :class:`moshi_pipe.observers.RunObserver`, for the engine.
+            When: Between two ticks.
+            Thread: The engine's, not that of the other hooks.
+            Often: Once per late frame; never for recordings.
+            Answers: Ignored; all plugins are told.
+            None: The only answer.
+            Time: 1 ms: whatever it takes makes the next frame late too.
 
         Args:
             session_id: The session.
@@ -348,7 +296,14 @@ class Hooks:
     def on_session_end(self, session_id: str, frames: int, error: str | None) -> None:
         """Learn that a session is over and its sinks are closed.
 
-        Called on the event loop, once per session.
+        Contract:
+            Caller: :class:`moshi_pipe.observers.RunObserver`.
+            When: The session's last sink is closed.
+            Thread: The event loop.
+            Often: Once per session.
+            Answers: Ignored; all plugins are told.
+            None: The only answer.
+            Time: 1 ms: all sessions wait meanwhile.
 
         Args:
             session_id: The session.
@@ -357,46 +312,11 @@ class Hooks:
         """
 
 
+def hook_contract(name: str) -> dict[str, str]:
+    """What the docstring of a hook says under ``Contract:``, by its words; see :data:`CONTRACT`."""
+    return docstring_section(getattr(Hooks, name).__doc__ or "", ("Contract:",))
+
+
 def hook_names() -> list[str]:
     """Names of all hooks, in the order in which a run meets them."""
     return [name for name in vars(Hooks) if not name.startswith("_")]
-
-
-def option_lines(options: type) -> list[tuple[str, str, str]]:
-    """Name, default and documentation of each field of a dataclass of options.
-
-    The documentation is what the class's docstring says under ``Attributes:``.
-    """
-    documented = _attribute_docs(options.__doc__ or "")
-    lines = []
-    for item in fields(options):
-        default = item.default
-        shown = "???" if not isinstance(default, (str, int, float, bool, type(None))) else default
-        if shown is None:
-            shown = "null"
-        lines.append((item.name, str(shown), documented.get(item.name, "")))
-    return lines
-
-
-def _attribute_docs(docstring: str) -> dict[str, str]:
-    """Read the ``Attributes:`` section of a docstring."""
-    docs: dict[str, str] = {}
-    current: str | None = None
-    inside = False
-    for line in docstring.splitlines():
-        text = line.strip()
-        if text in ("Attributes:", "Args:"):
-            inside, indent = True, len(line) - len(line.lstrip())
-            continue
-        if not inside or not text:
-            continue
-        depth = len(line) - len(line.lstrip())
-        if depth <= indent:
-            break
-        name, colon, rest = text.partition(":")
-        if depth == indent + 4 and colon and name.isidentifier():
-            current = name
-            docs[name] = rest.strip()
-        elif current is not None:
-            docs[current] = f"{docs[current]} {text}"
-    return docs

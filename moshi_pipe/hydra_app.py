@@ -50,7 +50,7 @@ def run_app(words: Sequence[str]) -> int:
         with _hydra_environment(prepared):
             app()
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, prepared) from error
+        raise plugins.blame(explain(error, prepared)) from error
     except SystemExit as error:  # Hydra's way to end --cfg, --info and completion
         return error.code if isinstance(error.code, int) else 0
     return jobs.exit_code()

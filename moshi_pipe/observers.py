@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from moshi_pipe.engine.clock import Clock, SystemClock
 from moshi_pipe.engine.exchange import FrameDone, Observer, SessionPlan, SessionResult
 from moshi_pipe.errors import InputError
 from moshi_pipe.nodes.words import Word, WordBuilder
@@ -24,17 +27,49 @@ if TYPE_CHECKING:
     from moshi_pipe.report import SessionReport
 
 
+MOST_FAILURES: Final = 3
+"""A plugin that raised so often in observing hooks hears nothing more in the run."""
+
+SLOW_NS: Final = 10 * NS_PER_MS
+"""A call that takes longer is reported; ten times what a hook may take, since a busy machine
+delays the best of them."""
+
+
+@dataclass(slots=True)
+class Heard:
+    """What one plugin did with what it was told.
+
+    Attributes:
+        calls: Hooks called.
+        failures: Those that raised.
+        slow: Those that took longer than :data:`SLOW_NS`.
+        longest_ns: The longest.
+        reported: Hooks whose failure or slowness was reported.
+    """
+
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    longest_ns: int = 0
+    reported: set[tuple[str, str]] = field(default_factory=set)
+
+
 class RunObserver(Observer):
     """Shows progress and calls the observing hooks.
 
     A hook that raises is reported once per plugin and hook; it stops neither a session nor the
-    other plugins.
+    other plugins. After :data:`MOST_FAILURES` the plugin hears nothing more, which is said. A hook
+    that is slow is reported with its time.
 
     Args:
         ui: Shows progress.
         plugins: Give the hooks.
         to_report: Turns a result into what the report says of it.
         live: Whether frames come at their own pace; then each is shown.
+        clock: Times the hooks.
+
+    Attributes:
+        heard: What each plugin did, by its name.
     """
 
     def __init__(
@@ -44,6 +79,7 @@ class RunObserver(Observer):
         to_report: Callable[[SessionResult], SessionReport],
         *,
         live: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         self.reports: list[SessionReport] = []
         self._ui = ui
@@ -51,7 +87,9 @@ class RunObserver(Observer):
         self._to_report = to_report
         self._live = live
         self._words: dict[str, tuple[WordBuilder, SessionInfo]] = {}
-        self._complained: set[tuple[str, str]] = set()
+        self._clock = clock or SystemClock()
+        self.heard: dict[str, Heard] = {}
+        self._lock = threading.Lock()  # one hook is called on the engine's thread
 
     def on_open(self, item: SessionInput, plan: SessionPlan) -> None:
         """Show the session and tell plugins of it."""
@@ -107,14 +145,48 @@ class RunObserver(Observer):
     def _call(self, name: str, **arguments: Any) -> None:
         """Call a hook of every plugin; pluggy itself stops at the first that fails."""
         for plugin in getattr(self._hook, name).get_hookimpls():
+            heard = self.heard.setdefault(plugin.plugin_name, Heard())
+            if heard.failures >= MOST_FAILURES:
+                continue
+            start_ns = self._clock.now_ns()
+            failure: Exception | None = None
             try:
                 plugin.function(*(arguments[argument] for argument in plugin.argnames))
             except Exception as error:  # a plugin is foreign code; a session outlives its mistakes
-                key = plugin.plugin_name, name
-                if key not in self._complained:
-                    self._complained.add(key)
-                    text = f"{type(error).__name__}: {error}"
-                    self._ui.warn(f"plugin {plugin.plugin_name} failed in {name}: {text}")
+                failure = error
+            took_ns = self._clock.now_ns() - start_ns
+            with self._lock:
+                for text in _note(heard, plugin.plugin_name, name, took_ns, failure):
+                    self._ui.warn(text)
+
+
+def _note(
+    heard: Heard, plugin: str, hook: str, took_ns: int, failure: Exception | None
+) -> list[str]:
+    """Count one call of a hook; returns what a person should be told of it."""
+    said = []
+    heard.calls += 1
+    heard.longest_ns = max(heard.longest_ns, took_ns)
+    if took_ns > SLOW_NS:
+        heard.slow += 1
+        if ("slow", hook) not in heard.reported:
+            heard.reported.add(("slow", hook))
+            said.append(
+                f"plugin {plugin} took {took_ns / NS_PER_MS:.0f} ms in {hook}, where 1 ms is "
+                f"right: all sessions wait meanwhile; to run without it: -p no:{plugin}"
+            )
+    if failure is None:
+        return said
+    heard.failures += 1
+    if ("failed", hook) not in heard.reported:
+        heard.reported.add(("failed", hook))
+        said.append(f"plugin {plugin} failed in {hook}: {type(failure).__name__}: {failure}")
+    if heard.failures >= MOST_FAILURES:
+        said.append(
+            f"plugin {plugin} failed {heard.failures} times and hears nothing more in this run; "
+            f"tell its authors; to run without it: -p no:{plugin}"
+        )
+    return said
 
 
 def _live_frame(plan: SessionPlan, done: FrameDone, said: Sequence[Word]) -> LiveFrame:

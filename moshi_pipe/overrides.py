@@ -21,7 +21,8 @@ _DOLLAR: Final = re.compile(r"(\\*)\$\{")
 _QUOTE: Final = re.compile(r"(\\*)'")
 _TRAILING: Final = re.compile(r"(\\+)$")
 
-_OPEN_KEYS: Final = ("conditions", "model.overrides")  # mappings that take any key
+_OPEN_KEYS: Final = ("conditions", "model.overrides", "backend_options")  # take any key
+_NODE_OPTION: Final = re.compile(r"graph\.nodes\.[^.]+\.options\.")
 
 MULTIRUN_FLAGS: Final = ("-m", "--multirun")
 
@@ -56,7 +57,8 @@ def prepare(argv: Sequence[str]) -> list[str]:
     """Make a command line ready for Hydra; other words than those below are left as they are.
 
     Values of keys that hold paths are quoted, and keys of open mappings (``conditions``,
-    ``model.overrides``) may be set without Hydra's ``+``.
+    ``model.overrides``, ``backend_options``, options of a graph's nodes) may be set without
+    Hydra's ``+``.
 
     ``null`` stays null (write ``./null`` for a file of that name), and nothing after ``=`` stays
     nothing. In a multirun (``-m``) the text is literal if such a file exists; otherwise commas
@@ -71,6 +73,7 @@ def _opened(word: str) -> str:
     """Let a word add a key to an open mapping."""
     key = word.partition("=")[0]
     opens = any(key == name or key.startswith(f"{name}.") for name in _OPEN_KEYS)
+    opens = opens or _NODE_OPTION.match(key) is not None
     return f"++{word}" if opens and "=" in word else word
 
 

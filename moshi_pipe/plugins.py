@@ -6,22 +6,39 @@ cannot be loaded is left out with its reason, and the rest works.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shlex
+import sys
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from inspect import isclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
 
 from moshi_pipe.builtin import BuiltinNodes, TorchBackend
-from moshi_pipe.errors import BackendError, ConfigError
-from moshi_pipe.hooks import PROJECT, Command, Hooks, NodeRegistry
+from moshi_pipe.config_files import choice_names
+from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError, closest
+from moshi_pipe.hooks import API_VERSION, PROJECT, Command, Hooks, NodeRegistry
+from moshi_pipe.registry import BUILT_IN, plugin_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from moshi_pipe.hooks import BackendOptions, Progress
     from moshi_pipe.models.checkpoint import Checkpoint
     from moshi_pipe.models.protocols import Codec, SpeechLM
+
+PLUGINS_VARIABLE: Final = "MOSHI_PIPE_PLUGINS"
+"""Environment variable: modules to load as plugins, and ``no:NAME`` to leave one out, by commas."""
+
+DIRS_VARIABLE: Final = "MOSHI_PIPE_PLUGINS_DIR"
+"""Environment variable: folders whose ``.py`` files are plugins, parted as in ``PATH``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +46,37 @@ class PluginInfo:
     """One plugin, for ``moshi-pipe plugins``.
 
     Attributes:
-        name: Name of its entry point; ``nodes`` and ``torch`` are the package's own.
-        origin: Distribution and version, or ``built in``.
+        name: Name of its entry point, module or file; those of
+            :data:`~moshi_pipe.registry.BUILT_IN` are the package's.
+        origin: Distribution and version, ``built in``, or where else it comes from.
         offers: What it registered: ``source file``, ``hook open_lm`` ...
         error: Why it was left out; None when it works.
+        fix: What to do about that.
+        blocked: Whether it was left out because a user said so.
+        distribution: Name of its installed distribution, if it has one.
+        version: Of the distribution.
+        load_ms: How long its import and registration took.
     """
 
     name: str
     origin: str
     offers: tuple[str, ...] = ()
     error: str | None = None
+    fix: str | None = None
+    blocked: bool = False
+    distribution: str | None = None
+    version: str | None = None
+    load_ms: float = 0.0
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence for a person who runs something else; None when there is nothing to say."""
+        if self.error is None or self.blocked:
+            return None
+        reason = " ".join(self.error.split())
+        return f"plugin {self.name} ({self.origin}) was left out: {reason}" + (
+            f"; do: {self.fix}" if self.fix else ""
+        )
 
 
 @dataclass(slots=True)
@@ -47,15 +85,17 @@ class Plugins:
 
     Attributes:
         manager: Calls the hooks: ``plugins.manager.hook.open_codec(...)``.
-        nodes: Sources, sinks and batched nodes by name.
+        nodes: Sources, sinks, batched nodes, graphs and options of backends by name.
         commands: Foreign commands by name.
         infos: Every plugin found, those that failed included.
+        opened_by: Plugin that opened each model: ``codec``, ``lm``.
     """
 
     manager: pluggy.PluginManager
     nodes: NodeRegistry
     commands: dict[str, Command] = field(default_factory=dict)
     infos: list[PluginInfo] = field(default_factory=list)
+    opened_by: dict[str, str] = field(default_factory=dict)
 
     def open_codec(
         self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress
@@ -67,11 +107,7 @@ class Plugins:
             CheckpointError: The weights cannot be used.
         """
         options = replace(options, backend=options.codec_backend or options.backend)
-        codec: Codec | None = self.manager.hook.open_codec(
-            checkpoint=checkpoint, options=options, progress=progress
-        )
-        if codec is None:
-            raise _no_backend("a codec", options.backend)
+        codec: Codec = self._open("codec", "a codec", checkpoint, options, progress)
         return codec
 
     def open_lm(
@@ -83,22 +119,77 @@ class Plugins:
             BackendError: No plugin has this backend, or it cannot run here.
             CheckpointError: The weights cannot be used.
         """
-        lm: SpeechLM | None = self.manager.hook.open_lm(
-            checkpoint=checkpoint, options=options, progress=progress
-        )
-        if lm is None:
-            raise _no_backend("a language model", options.backend)
+        lm: SpeechLM = self._open("lm", "a language model", checkpoint, options, progress)
         return lm
+
+    def warnings(self) -> list[str]:
+        """A sentence per plugin that was left out, unless a user said so."""
+        return [info.warning for info in self.infos if info.warning is not None]
+
+    def blame(self, error: ConfigError) -> ConfigError:
+        """Add to an error about a name that is not there which plugins were left out, if any."""
+        warnings = self.warnings()
+        if not warnings or not error.what.startswith("there is no"):
+            return error
+        fix = "\n".join([*([error.fix] if error.fix else []), *warnings])
+        return type(error)(error.what, got=error.got, wanted=error.wanted, fix=fix)
+
+    def _open(
+        self,
+        part: str,
+        what: str,
+        checkpoint: Checkpoint,
+        options: BackendOptions,
+        progress: Progress,
+    ) -> Any:
+        """Ask the plugins for a model, the last one first, until one answers.
+
+        pluggy would do the same, and not say whose hook raised.
+        """
+        given = {"checkpoint": checkpoint, "options": options, "progress": progress}
+        hook = getattr(self.manager.hook, f"open_{part}")
+        for plugin in reversed(hook.get_hookimpls()):
+            try:
+                opened = plugin.function(*(given[name] for name in plugin.argnames))
+            except MoshiPipeError:
+                raise
+            except Exception as error:
+                if plugin.plugin_name in BUILT_IN:
+                    raise
+                about = f"backend '{options.backend}'"
+                raise plugin_failed(about, plugin.plugin_name, f"open_{part}", error) from error
+            if opened is not None:
+                self.opened_by[part] = plugin.plugin_name
+                return opened
+        raise BackendError(
+            f"no plugin opens {what} with backend '{options.backend}'",
+            got="; ".join(self.warnings()) or None,
+            fix="see `moshi-pipe plugins`; backend=torch comes with the package",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A plugin that was found and not yet loaded."""
+
+    name: str
+    origin: str
+    load: Callable[[], Any]
+    distribution: str | None = None
+    version: str | None = None
 
 
 def load_plugins(
     extra: Iterable[tuple[str, Any]] = (), *, installed: bool = True, reserved: Sequence[str] = ()
 ) -> Plugins:
-    """Make a manager with the package's own plugins, the installed ones and ``extra``.
+    """Make a manager with the package's own plugins, those that are found and ``extra``.
+
+    Found are the entry points of installed distributions, the modules that the environment
+    variable :data:`PLUGINS_VARIABLE` names, and the files in the folders of :data:`DIRS_VARIABLE`.
 
     Args:
         extra: Further plugins as (name, module or object); for tests and the Python API.
-        installed: Whether to look for entry points of the environment.
+        installed: Whether to look for entry points and at the environment.
         reserved: Commands that plugins may not take.
 
     Returns:
@@ -108,63 +199,263 @@ def load_plugins(
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Hooks)
     plugins = Plugins(manager, NodeRegistry())
-    found: list[tuple[str, str, Any]] = [
-        ("nodes", "built in", BuiltinNodes()),
-        ("torch", "built in", TorchBackend()),
+    environ = os.environ if installed else {}
+    blocked, modules = _asked_for(environ.get(PLUGINS_VARIABLE, ""))
+    found = [
+        _Candidate("nodes", "built in", BuiltinNodes),
+        _Candidate("torch", "built in", TorchBackend),
     ]
-    found += [(point.name, _origin(point), point) for point in _points(installed)]
-    found += [(name, "given", plugin) for name, plugin in extra]
-    for name, origin, plugin in found:
-        plugins.infos.append(_add(plugins, name, origin, plugin, reserved))
+    found += _installed() if installed else []
+    found += [_module(reference) for reference in modules]
+    for folder in environ.get(DIRS_VARIABLE, "").split(os.pathsep):
+        found += _dropped(Path(folder).expanduser()) if folder else []
+    found += [_Candidate(name, "given", partial(_given, plugin)) for name, plugin in extra]
+    for candidate in found:
+        plugins.infos.append(_add(plugins, candidate, blocked, reserved))
+    names = {info.name for info in plugins.infos}
+    for name in sorted(blocked - names):
+        reason = f"no plugin is called '{name}': {closest(name, names)}"
+        fix = f"take no:{name} out of -p and {PLUGINS_VARIABLE}"
+        plugins.infos.append(PluginInfo(name, f"no:{name}", error=reason, fix=fix))
     return plugins
 
 
-def _no_backend(what: str, backend: str) -> BackendError:
-    return BackendError(
-        f"no plugin opens {what} with backend '{backend}'",
-        fix="see `moshi-pipe plugins`; backend=torch comes with the package",
-    )
+@contextmanager
+def chosen_plugins(words: Sequence[str]) -> Iterator[list[str]]:
+    """Let ``-p no:NAME`` and ``--plugins-dir DIR`` hold while the block runs.
+
+    They are put into the environment, so that processes which the run starts follow them too.
+
+    Args:
+        words: Of a command line; while a shell completes one, that line counts as well.
+
+    Yields:
+        The other words.
+
+    Raises:
+        ConfigError: ``--plugins-dir`` names no folder.
+    """
+    rest, blocked, folders = _split_choice(words)
+    if "COMP_LINE" in os.environ:
+        _, more_blocked, more_folders = _split_choice(_line_words(os.environ["COMP_LINE"]))
+        blocked, folders = blocked + more_blocked, folders + more_folders
+    before = {name: os.environ.get(name) for name in (PLUGINS_VARIABLE, DIRS_VARIABLE)}
+    if blocked:
+        given = before[PLUGINS_VARIABLE]
+        os.environ[PLUGINS_VARIABLE] = ",".join([*([given] if given else []), *blocked])
+    if folders:
+        given = before[DIRS_VARIABLE]
+        whole = [str(Path(folder).expanduser().absolute()) for folder in folders]
+        os.environ[DIRS_VARIABLE] = os.pathsep.join([*([given] if given else []), *whole])
+    try:
+        yield rest
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-def _points(installed: bool) -> list[EntryPoint]:
+def _split_choice(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Part words into others, ``no:NAME`` and folders of plugins."""
+    rest: list[str] = []
+    blocked: list[str] = []
+    folders: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if word == "-p" and left and left[0].startswith("no:"):
+            blocked.append(left.pop(0))
+        elif word == "--plugins-dir" and left:
+            folders.append(left.pop(0))
+        elif word.startswith("--plugins-dir"):
+            folder = word.partition("=")[2]
+            if not folder:
+                raise ConfigError("--plugins-dir names no folder", wanted="--plugins-dir FOLDER")
+            folders.append(folder)
+        else:
+            rest.append(word)
+    return rest, blocked, folders
+
+
+def _line_words(line: str) -> list[str]:
+    """Words of a line that may not be finished."""
+    try:
+        return shlex.split(line)
+    except ValueError:  # a quote is still open
+        return line.split()
+
+
+def _asked_for(text: str) -> tuple[set[str], list[str]]:
+    """Names to leave out, and modules to load, of :data:`PLUGINS_VARIABLE`."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    blocked = {word.removeprefix("no:") for word in words if word.startswith("no:")}
+    return blocked, [word for word in dict.fromkeys(words) if not word.startswith("no:")]
+
+
+def _installed() -> Iterator[_Candidate]:
     """Entry points of the group, in an order that does not depend on the file system."""
-    return sorted(entry_points(group=PROJECT), key=lambda p: p.name) if installed else []
+    points = entry_points(group=PROJECT)
+    for point in sorted(points, key=lambda p: (p.name, p.dist.name if p.dist else "")):
+        dist = point.dist
+        if dist is None:
+            yield _Candidate(point.name, point.value, point.load)
+        else:
+            origin = f"{dist.name} {dist.version}"
+            yield _Candidate(point.name, origin, point.load, dist.name, dist.version)
 
 
-def _origin(point: EntryPoint) -> str:
-    dist = point.dist
-    return point.value if dist is None else f"{dist.name} {dist.version}"
+def _given(plugin: Any) -> Any:
+    """A plugin that needs no loading."""
+    return plugin
+
+
+def _module(reference: str) -> _Candidate:
+    """A module that the environment names, or ``module:object``."""
+    point = EntryPoint(reference.partition(":")[0], reference, PROJECT)
+    return _Candidate(point.name, PLUGINS_VARIABLE, point.load)
+
+
+def _dropped(folder: Path) -> Iterator[_Candidate]:
+    """Every ``.py`` file of a folder; those that begin with ``_`` are parts of others."""
+    if not folder.is_dir():
+
+        def refuse() -> Any:
+            raise ConfigError(
+                "the folder of plugins is not there", got=str(folder), fix="check --plugins-dir"
+            )
+
+        yield _Candidate(str(folder), str(folder), refuse)
+        return
+    for path in sorted(folder.glob("*.py")):
+        if not path.name.startswith("_"):
+            yield _Candidate(path.stem, str(path), partial(_import_file, path))
+
+
+def _import_file(path: Path) -> Any:
+    """Import a file under a name that no installed package can have."""
+    name = f"moshi_pipe_dropped_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError("this file is no Python module", got=str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that "module:Class" finds it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _add(
-    plugins: Plugins, name: str, origin: str, plugin: Any, reserved: Sequence[str]
+    plugins: Plugins, candidate: _Candidate, blocked: set[str], reserved: Sequence[str]
 ) -> PluginInfo:
     """Register one plugin and take what it offers; a failure leaves no trace but the reason."""
-    manager = plugins.manager
-    trial = NodeRegistry()
+    name = candidate.name
+    info = PluginInfo(
+        name,
+        candidate.origin,
+        distribution=candidate.distribution,
+        version=candidate.version,
+    )
+    if name in blocked:
+        return replace(info, error=f"left out by no:{name}", blocked=True)
+    taken = next((other for other in plugins.infos if other.name == name), None)
+    if taken is not None:
+        return replace(
+            info,
+            error=f"two plugins are called '{name}': {taken.origin} has the name, "
+            f"{candidate.origin} wants it too",
+            fix="uninstall one of the two, or rename one: its entry point, or its file",
+        )
+    start = time.perf_counter()
     try:
-        loaded = plugin.load() if isinstance(plugin, EntryPoint) else plugin
-        manager.register(loaded, name)
-        manager.check_pending()
-        others = [p for p in manager.get_plugins() if p is not loaded]
-        nodes_hook = manager.subset_hook_caller("register_nodes", others)
-        nodes_hook(registry=trial.owned_by(name))
-        for entry in trial:  # refused as a whole when one name is taken
-            if entry.name in plugins.nodes.names(entry.kind):
-                plugins.nodes.owned_by(name).add(entry.kind, entry.name, entry.cls, entry.options)
-        commands = _commands(plugins, name, others, reserved)
-    except Exception as error:  # a plugin is foreign code: whatever it raises is its reason
-        if manager.has_plugin(name):
-            manager.unregister(name=name)
-        return PluginInfo(name, origin, error=f"{type(error).__name__}: {error}")
-    for entry in trial:
-        plugins.nodes.owned_by(name).add(entry.kind, entry.name, entry.cls, entry.options)
+        offers = _register(plugins, name, candidate, reserved)
+    except (Exception, SystemExit) as error:  # foreign code: whatever it raises is its reason
+        if plugins.manager.has_plugin(name):
+            plugins.manager.unregister(name=name)
+        reason, fix = _explain(error, candidate)
+        return replace(info, error=reason, fix=fix)
+    return replace(info, offers=offers, load_ms=(time.perf_counter() - start) * 1000)
+
+
+def _register(
+    plugins: Plugins, name: str, candidate: _Candidate, reserved: Sequence[str]
+) -> tuple[str, ...]:
+    """Load a plugin, check it, register it, and take what it offers.
+
+    Returns:
+        What it offers, for people.
+    """
+    manager = plugins.manager
+    loaded = candidate.load()
+    if isclass(loaded):
+        loaded = loaded()
+    _check_api(loaded)
+    manager.register(loaded, name)
+    manager.check_pending()
+    callers = manager.get_hookcallers(loaded) or []
+    _check_wrappers(manager, name, callers)
+    others = [plugin for plugin in manager.get_plugins() if plugin is not loaded]
+    trial = NodeRegistry()
+    manager.subset_hook_caller("register_nodes", others)(registry=trial.owned_by(name))
+    commands = _commands(plugins, name, others, reserved)
+    for graph in trial.graphs():
+        if graph.name in choice_names("graph"):
+            raise ConfigError(
+                f"plugin {name} registers the graph '{graph.name}', which comes with moshi-pipe",
+                fix="rename the graph in the plugin",
+            )
+    plugins.nodes.take(trial)  # refused as a whole when one name is taken
     plugins.commands.update(commands)
     offers = [f"{entry.kind} {entry.name}" for entry in trial]
+    offers += [f"graph {graph.name}" for graph in trial.graphs()]
+    offers += [f"options of backend {backend.name}" for backend in trial.backends()]
     offers += [f"command {command}" for command in commands]
-    hooks = sorted(caller.name for caller in manager.get_hookcallers(loaded) or [])
+    hooks = sorted(caller.name for caller in callers)
     offers += [f"hook {hook}" for hook in hooks if not hook.startswith("register_")]
-    return PluginInfo(name, origin, tuple(offers))
+    if not offers and not hooks:
+        raise ConfigError(
+            "it has no hook",
+            got=repr(loaded),
+            wanted="a module or object with functions marked @hookimpl",
+            fix="mark them, or name the object: module:object",
+        )
+    return tuple(offers)
+
+
+def _check_api(loaded: Any) -> None:
+    """Refuse a plugin that was written for another version of the hooks.
+
+    Raises:
+        ConfigError: Names both versions.
+    """
+    module = sys.modules.get(getattr(type(loaded), "__module__", ""))
+    declared = getattr(loaded, "moshi_pipe_api", getattr(module, "moshi_pipe_api", API_VERSION))
+    if declared == API_VERSION:
+        return
+    newer = isinstance(declared, int) and declared > API_VERSION
+    raise ConfigError(
+        f"it is written for version {declared} of the plugin API, this moshi-pipe has "
+        f"version {API_VERSION}",
+        fix="upgrade moshi-pipe, or install an older version of the plugin"
+        if newer
+        else f"upgrade the plugin; its module says moshi_pipe_api = {declared!r}",
+    )
+
+
+def _check_wrappers(manager: pluggy.PluginManager, name: str, callers: Iterable[Any]) -> None:
+    """Refuse hook wrappers: whoever wraps a hook changes what other plugins answer.
+
+    Raises:
+        ConfigError: The plugin has one.
+    """
+    for caller in callers:
+        for impl in caller.get_hookimpls():
+            if impl.plugin_name == name and (impl.wrapper or impl.hookwrapper):
+                raise ConfigError(f"its hook {caller.name} is a wrapper, which no hook here takes")
 
 
 def _commands(
@@ -173,16 +464,37 @@ def _commands(
     """Commands of one plugin.
 
     Raises:
-        ConfigError: A name is taken.
+        ConfigError: A name is taken, or what is given is no command.
     """
     commands: dict[str, Command] = {}
     hook = plugins.manager.subset_hook_caller("register_commands", others)
     for offered in hook():
         for command in offered:
-            if command.name in plugins.commands or command.name in reserved:
+            if not isinstance(command, Command):
+                raise ConfigError(
+                    "register_commands gives what is no command",
+                    got=repr(command),
+                    wanted="moshi_pipe.hooks.Command",
+                )
+            if command.name in {*plugins.commands, *commands, *reserved}:
                 raise ConfigError(
                     f"plugin {name} registers the command '{command.name}', which is taken",
                     fix="rename the command in the plugin",
                 )
             commands[command.name] = command
     return commands
+
+
+def _explain(error: BaseException, candidate: _Candidate) -> tuple[str, str]:
+    """Why a plugin was left out, and what to do about it."""
+    leave_out = f"to be told no more: -p no:{candidate.name}"
+    if isinstance(error, MoshiPipeError):
+        parts = [error.what, error.got, f"wanted: {error.wanted}" if error.wanted else None]
+        return "; ".join(part for part in parts if part), error.fix or leave_out
+    reason = f"{type(error).__name__}: {error}"
+    module = getattr(error, "name", None) if isinstance(error, ImportError) else None
+    if module == PROJECT or str(module).startswith(f"{PROJECT}."):
+        return reason, "it is written for another moshi-pipe: upgrade one of the two"
+    if isinstance(error, ModuleNotFoundError) and module:
+        return reason, f"install what it needs: {module}; {leave_out}"
+    return reason, f"tell its authors; {leave_out}"

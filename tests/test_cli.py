@@ -262,7 +262,7 @@ WRONG = [
     (["source=silence", "source.count=x"], "source.count has the wrong type", "Integer"),
     (["seed=[1"], "cannot read what was given", "key=value"),
     (["source.path=x", "talk.wav"], "cannot read the word 'talk.wav'", "key=value"),
-    (["plugin"], "there is no command 'plugin'", "did you mean 'plugins'?"),
+    (["plugns"], "there is no command 'plugns'", "did you mean 'plugins'?"),
     (["--confg", "job"], "there is no flag '--confg'", "did you mean '--cfg'?"),
     (["plan", "engine.slot=4"], "there is no key 'engine.slot'", "did you mean 'engine.slots'?"),
     (["make-checkpoint"], "make-checkpoint needs one folder", "FOLDER"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +15,23 @@ from moshi_pipe.config import EngineOptions, SamplingOptions
 from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.errors import ConfigError
 from moshi_pipe.guide import group_help_text, help_text
-from moshi_pipe.hooks import Command, Hooks, NodeRegistry, OwnedRegistry, hook_names, hookimpl
+from moshi_pipe.hooks import (
+    CONTRACT,
+    Command,
+    Hooks,
+    NodeRegistry,
+    OwnedRegistry,
+    hook_contract,
+    hook_names,
+    hookimpl,
+)
 from moshi_pipe.models.checkpoint import ModelOptions
 from moshi_pipe.plugins import load_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -167,10 +181,29 @@ def test_a_hooks_name_tells_how_answers_combine(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", hook_names())
-def test_a_hook_says_when_it_is_called_and_by_whom(name: str) -> None:
-    documented = getattr(Hooks, name).__doc__
+def test_a_hook_says_all_that_an_author_must_know(name: str) -> None:
+    contract = hook_contract(name)
 
-    assert "Called" in documented or "As :meth:" in documented
+    assert list(contract) == list(CONTRACT)
+    assert all(contract.values())
+
+
+@pytest.mark.parametrize("name", hook_names())
+def test_a_hook_documents_its_arguments(name: str) -> None:
+    documented = inspect.getdoc(getattr(Hooks, name)) or ""
+    arguments = [a for a in inspect.signature(getattr(Hooks, name)).parameters if a != "self"]
+
+    assert all(f"    {argument}: " in documented for argument in arguments)
+
+
+@pytest.mark.parametrize("name", hook_names())
+def test_a_plugin_uses_the_hook(name: str) -> None:
+    """No hook without somebody who uses it: in the tests, a plugin, or what comes with us."""
+    used = re.compile(rf"@hookimpl\n\s*def {name}\(")
+    files = [*(ROOT / "tests").rglob("*.py"), *ROOT.glob("plugins/*/moshi_pipe_*/*.py")]
+    files.append(ROOT / "moshi_pipe" / "builtin.py")
+
+    assert any(used.search(path.read_text(encoding="utf-8")) for path in files)
 
 
 @pytest.mark.parametrize("kind", ["source", "sink"])

@@ -18,6 +18,7 @@ from moshi_pipe.engine.exchange import (
     SessionResult,
 )
 from moshi_pipe.errors import InputError, MoshiPipeError
+from moshi_pipe.registry import plugin_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +75,11 @@ class Edge:
         except MoshiPipeError as error:
             failure = error
         except Exception as error:  # a source of a plugin may raise anything
-            failure = InputError("the source failed", got=f"{type(error).__name__}: {error}")
+            failure = (
+                InputError("the source failed", got=f"{type(error).__name__}: {error}")
+                if source.plugin is None
+                else plugin_failed("the source", source.plugin, "sessions", error)
+            )
             failure.__cause__ = error
         self._engine.no_more()
         results = [await task for task in tasks]

@@ -38,6 +38,7 @@ class SessionPlan:
         sinks: Fresh sinks of this session.
         lead_s: Silence before its audio, in seconds.
         tail_s: Silence after it.
+        source_plugin: Plugin that gave its input; None for the package's own.
     """
 
     info: SessionInfo
@@ -45,6 +46,7 @@ class SessionPlan:
     sinks: Sequence[Sink]
     lead_s: float = 0.0
     tail_s: float = 0.0
+    source_plugin: str | None = None
 
 
 @dataclass(slots=True)
@@ -175,6 +177,7 @@ class Exchange:
         )
         self._room, self._news = asyncio.Event(), asyncio.Event()
         self._opened: list[Sink] = []
+        self._at: Sink | None = None  # the sink that was called last
         self._announced = False
         self._num_fed = 0
         self._padding_s = 0.0
@@ -191,6 +194,7 @@ class Exchange:
         session = self.session
         try:
             for sink in self._plan.sinks:
+                self._at = sink
                 await sink.open(self._plan.info)
                 self._opened.append(sink)
             loop = asyncio.get_running_loop()
@@ -200,7 +204,7 @@ class Exchange:
             submitted()
             await self._converse()
         except Exception as error:  # a sink of a plugin may raise anything
-            session.failure = session.failure or _as_failure(self._item, error)
+            session.failure = session.failure or self._failure(error)
         return await self._finish()
 
     async def _converse(self) -> None:
@@ -209,7 +213,7 @@ class Exchange:
         try:
             await self._drain()
         except Exception as error:  # as above; the engine lets go of the session first
-            self.session.cancel(_as_failure(self._item, error))
+            self.session.cancel(self._failure(error))
             while await self._take() is not None:
                 pass
         finally:
@@ -237,7 +241,7 @@ class Exchange:
             inbox.end()
         except Exception as error:  # a source of a plugin may raise anything
             known = isinstance(error, MoshiPipeError)
-            session.cancel(error if known else _source_failed(self._item, error))  # type: ignore[arg-type]
+            session.cancel(error if known else self._source_failed(error))  # type: ignore[arg-type]
 
     async def _frames(self) -> AsyncIterator[npt.NDArray[Any]]:
         """What the engine takes: whole frames of audio, or columns of codes."""
@@ -276,6 +280,7 @@ class Exchange:
             for sink in self._plan.sinks:
                 for packet in packets:
                     if packet.output in sink.takes or packet.output in sink.optional:
+                        self._at = sink
                         await sink.write(packet)
             dropped = self.session.inbox.counters.dropped
             self._observer.on_frame(self._plan, FrameDone(frame, packets, times, dropped))
@@ -336,7 +341,37 @@ class Exchange:
             except Exception as error:  # as above
                 result.sinks.append({})
                 result.complete = False
-                result.failure = result.failure or _as_failure(self._item, error)
+                self._at = sink
+                result.failure = result.failure or self._failure(error)
+
+    def _failure(self, error: Exception) -> MoshiPipeError:
+        """Why a session ended, from whatever the sink that was called last raised."""
+        item, plugin = self._item, getattr(self._at, "plugin", None)
+        if isinstance(error, MoshiPipeError):
+            return error
+        if isinstance(error, OSError):
+            return OutputError(
+                f"the results of session {item.id} cannot be written",
+                got=error.strerror or str(error),
+                fix="check the free space and the permissions of the output folder",
+            )
+        failure = SessionError(
+            f"a sink of session {item.id} failed" + _whose(plugin),
+            got=f"{type(error).__name__}: {error}",
+            fix=_without(plugin),
+        )
+        failure.__cause__ = error
+        return failure
+
+    def _source_failed(self, error: Exception) -> SessionError:
+        plugin = self._plan.source_plugin
+        failure = SessionError(
+            f"the source of session {self._item.id} failed" + _whose(plugin),
+            got=f"{type(error).__name__}: {error}",
+            fix=_without(plugin),
+        )
+        failure.__cause__ = error
+        return failure
 
 
 def check_codes(
@@ -378,21 +413,14 @@ def _counts(ring: Ring) -> dict[str, int]:
     }
 
 
-def _as_failure(item: SessionInput, error: Exception) -> MoshiPipeError:
-    """Why a session ended, from whatever was raised on its way out."""
-    if isinstance(error, MoshiPipeError):
-        return error
-    if isinstance(error, OSError):
-        return OutputError(
-            f"the results of session {item.id} cannot be written",
-            got=error.strerror or str(error),
-            fix="check the free space and the permissions of the output folder",
-        )
-    failure = SessionError(
-        f"a sink of session {item.id} failed", got=f"{type(error).__name__}: {error}"
-    )
-    failure.__cause__ = error
-    return failure
+def _whose(plugin: str | None) -> str:
+    return "" if plugin is None else f": it is of plugin {plugin}"
+
+
+def _without(plugin: str | None) -> str | None:
+    if plugin is None:
+        return None
+    return f"tell its authors; to run without it: -p no:{plugin}"
 
 
 def _fell_behind(item: SessionInput, frames: int) -> SessionError:
@@ -401,11 +429,3 @@ def _fell_behind(item: SessionInput, frames: int) -> SessionError:
         got=f"{frames} frames waiting, the most that engine.max_lag_ms allows",
         fix="use a smaller model or a faster machine, or let it skip: engine.late=drop_oldest",
     )
-
-
-def _source_failed(item: SessionInput, error: Exception) -> SessionError:
-    failure = SessionError(
-        f"the source of session {item.id} failed", got=f"{type(error).__name__}: {error}"
-    )
-    failure.__cause__ = error
-    return failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,7 @@ _SHAPES: Final = {
     "outputs": ("table", "outputs: {NAME: node.port}"),
 }
 _KEYS: Final = ("name", *_SHAPES)
-_NODE_KEYS: Final = ("kind",)
+_NODE_KEYS: Final = ("kind", "options")
 
 # A dot parts a node from its port.
 _NAME: Final = re.compile(r"[\w-]+")
@@ -63,6 +63,7 @@ class Graph:
         input_format: Its format, taken from the ports that it feeds.
         links: All connections.
         outputs: Place per output name.
+        options: Options per node that has some.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Graph:
     input_format: Format
     links: tuple[Link, ...]
     outputs: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def format_of(self, place: str) -> Format:
         """Format of a place: the input, or a node's output port."""
@@ -117,26 +119,38 @@ def model_ports(codec: CodecSpec | None, lm: LMSpec | None) -> dict[str, Ports]:
     return kinds
 
 
-def check_graph(config: Mapping[str, Any], kinds: Mapping[str, Ports]) -> Graph:
+def check_graph(
+    config: Mapping[str, Any],
+    kinds: Mapping[str, Ports],
+    own_ports: Mapping[str, Ports] | None = None,
+) -> Graph:
     """Read and check a graph.
 
     Args:
         config: ``nodes`` (name to ``{kind: ...}``), ``inputs`` (a list of one name), ``links``
             (``a.port -> b.port``) and ``outputs`` (name to place).
         kinds: Ports of every kind of node that is known.
+        own_ports: Ports of nodes that follow from their options; only these take ``options``.
 
     Raises:
         FormatError: The only mistake is a link between two formats.
         GraphError: Anything else; several mistakes are listed together.
     """
-    return _Checker(config, kinds).check()
+    return _Checker(config, kinds, own_ports or {}).check()
 
 
 class _Checker:
     """Collects every mistake of one graph before it raises."""
 
-    def __init__(self, config: Mapping[str, Any], kinds: Mapping[str, Ports]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        kinds: Mapping[str, Ports],
+        own_ports: Mapping[str, Ports],
+    ) -> None:
         self.name = str(config.get("name") or "graph")
+        self.own_ports = own_ports
+        self.options: dict[str, Any] = {}
         self.config = config
         self.kinds = kinds
         self.errors: list[GraphError] = []
@@ -160,7 +174,14 @@ class _Checker:
         if input_format is None:
             raise GraphError(f"graph '{self.name}': its input feeds nothing")
         return Graph(
-            self.name, self.nodes, self.ports, inputs[0], input_format, tuple(links), outputs
+            self.name,
+            self.nodes,
+            self.ports,
+            inputs[0],
+            input_format,
+            tuple(links),
+            outputs,
+            self.options,
         )
 
     def fail(self, what: str, *, got: str | None = None, wanted: str | None = None) -> None:
@@ -211,8 +232,13 @@ class _Checker:
             wanted = closest(kind, self.kinds)
             self.fail(f"node '{name}' is of no known kind", got=got, wanted=wanted)
             return
+        options = entry.get("options")
+        if options is not None:
+            if name not in self.own_ports:
+                self.fail(f"node '{name}' takes no options", got=f"options of kind '{kind}'")
+            self.options[name] = options
         self.nodes[name] = kind
-        self.ports[name] = self.kinds[kind]
+        self.ports[name] = self.own_ports.get(name, self.kinds[kind])
 
     def read_inputs(self) -> list[str]:
         inputs = [str(name) for name in self.config.get("inputs") or []]

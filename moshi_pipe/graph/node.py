@@ -1,8 +1,8 @@
 """Nodes: where sessions come from, where their outputs go, and what runs in between.
 
 A node class is registered under a kind and a name together with a dataclass of options; it is
-constructed as ``cls(options)``. Sources and sinks live at the edge (asyncio); batched nodes run
-in the engine's thread, once per tick, over all slots at once.
+constructed as ``cls(options)``, or ``cls()`` without options. Sources and sinks live at the edge
+(asyncio); batched nodes run in the engine's thread, once per tick, over all slots at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from moshi_pipe.graph.format import Format
     from moshi_pipe.graph.packet import Packet
+    from moshi_pipe.models.spec import CodecSpec
 
 
 class SessionInput(ABC):
@@ -76,6 +77,9 @@ class Source(ABC):
 
     takes: Sequence[str] = ()
     """Graph outputs that the sinks of its own inputs need."""
+
+    plugin: str | None = None
+    """Plugin that registered it, None for the package's own; set by what constructs it."""
 
     @abstractmethod
     def sessions(self) -> AsyncIterator[SessionInput]:
@@ -196,6 +200,9 @@ class Sink(ABC):
     realtime: ClassVar[bool] = False
     """True when it never waits, such as a speaker; live, others get a thread of their own."""
 
+    plugin: str | None = None
+    """Plugin that registered it, None for the package's own; set by what constructs it."""
+
     num_underruns: int = 0
     """Live: times that it had nothing to play."""
 
@@ -271,6 +278,18 @@ class BatchedNode(ABC):
 
     inputs: Mapping[str, Format]
     outputs: Mapping[str, Format]
+    plugin: str | None = None
+    """Plugin that registered it, None for the package's own; set by what constructs it."""
+
+    def fit(self, codec: CodecSpec) -> None:
+        """Set ``inputs`` and ``outputs`` where they follow from the model; called once, at first.
+
+        A graph is checked with an instance that is then dropped, before any weight is loaded; the
+        engine makes its own. So construct lightly, and do the rest in :meth:`open`.
+
+        Args:
+            codec: Rates and sizes of the run's codec.
+        """
 
     def open(self, num_slots: int) -> None:
         """Make state for ``num_slots`` and warm up; called once on the engine's thread."""

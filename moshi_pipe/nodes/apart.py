@@ -31,6 +31,7 @@ class ApartSink(Sink):
 
     def __init__(self, sink: Sink, max_waiting: int = MAX_WAITING) -> None:
         self.takes, self.optional = sink.takes, sink.optional
+        self.plugin = sink.plugin
         self._sink = sink
         self._thread = ThreadPoolExecutor(1, "sink")
         self._loop = asyncio.new_event_loop()

@@ -103,7 +103,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown key of a node": (
         {"nodes": codec_graph()["nodes"] | {"encode": {"kind": "codec.encode", "kin": 1}}},
-        "node 'encode' has an unknown key 'kin'\n  wanted: did you mean 'kind'? (there are: kind)",
+        "node 'encode' has an unknown key 'kin'\n"
+        "  wanted: did you mean 'kind'? (there are: kind, options)",
     ),
     "unknown kind": (
         {"nodes": codec_graph()["nodes"] | {"encode": {"kind": "codec.encod"}}},
@@ -319,3 +320,10 @@ def test_kinds_are_known_before_the_graph_is_checked() -> None:
     assert kinds_needed(codec_graph()) == {"codec.encode", "codec.decode"}
     assert kinds_needed({"nodes": ["encode"]}) == set()
     assert kinds_needed({"nodes": {"encode": "codec.encode"}}) == set()
+
+
+def test_only_nodes_whose_ports_follow_from_their_options_take_options() -> None:
+    nodes = codec_graph()["nodes"] | {"encode": {"kind": "codec.encode", "options": {"gain": 1}}}
+
+    with pytest.raises(GraphError, match="node 'encode' takes no options"):
+        check_graph(codec_graph() | {"nodes": nodes}, KINDS)
