@@ -92,7 +92,7 @@ def observer(*given: Any, clock: ManualClock | None = None) -> tuple[RunObserver
     named = [(type(plugin).__name__.lower(), plugin) for plugin in given]
     plugins = load_plugins(named, installed=False)
     made = RunObserver(
-        screen,  # type: ignore[arg-type]
+        screen,
         plugins,
         lambda result: SessionReport(result.id, "done"),
         clock=clock or ManualClock(),

