@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import sys
 import time
@@ -39,6 +40,10 @@ PLUGINS_VARIABLE: Final = "MOSHI_PIPE_PLUGINS"
 
 DIRS_VARIABLE: Final = "MOSHI_PIPE_PLUGINS_DIR"
 """Environment variable: folders whose ``.py`` files are plugins, parted as in ``PATH``."""
+
+
+_COMPLETION: Final = ("COMP_LINE", "COMP_POINT")
+_CHOICE: Final = re.compile(r"(?<=\s)(-p\s+no:\S+|--plugins-dir[=\s]\s*\S+)\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +241,14 @@ def chosen_plugins(words: Sequence[str]) -> Iterator[list[str]]:
         ConfigError: ``--plugins-dir`` names no folder.
     """
     rest, blocked, folders = _split_choice(words)
-    if "COMP_LINE" in os.environ:
-        _, more_blocked, more_folders = _split_choice(_line_words(os.environ["COMP_LINE"]))
+    names = (PLUGINS_VARIABLE, DIRS_VARIABLE, *_COMPLETION)
+    before = {name: os.environ.get(name) for name in names}
+    line = before["COMP_LINE"]
+    if line is not None:  # the line that is completed chooses plugins too; Hydra would refuse them
+        _, more_blocked, more_folders = _split_choice(_line_words(line))
         blocked, folders = blocked + more_blocked, folders + more_folders
-    before = {name: os.environ.get(name) for name in (PLUGINS_VARIABLE, DIRS_VARIABLE)}
+        os.environ["COMP_LINE"] = line = _CHOICE.sub("", line)
+        os.environ["COMP_POINT"] = str(len(line))
     if blocked:
         given = before[PLUGINS_VARIABLE]
         os.environ[PLUGINS_VARIABLE] = ",".join([*([given] if given else []), *blocked])
