@@ -90,8 +90,11 @@ GRAPH = {
         "gain": {"kind": "gain", "options": {"gain_db": 6}},
     },
     "inputs": ["user_audio"],
-    "links": ["user_audio -> encode.audio", "encode.codes -> decode.codes"]
-    + ["decode.audio -> gain.audio"],
+    "links": [
+        "user_audio -> encode.audio",
+        "encode.codes -> decode.codes",
+        "decode.audio -> gain.audio",
+    ],
     "outputs": {"audio": "gain.audio"},
 }
 
@@ -162,9 +165,12 @@ def test_options_may_be_plain_where_a_graph_is_given_in_python(plugins: Plugins)
     ],
 )
 def test_wrong_options_of_a_node_are_refused(plugins: Plugins, word: str, what: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    def check() -> None:
         config = run_of(plugins, "graph=gained", word)
         wire(config.model, config.graph, plugins)
+
+    with pytest.raises(ConfigError) as caught:
+        check()
 
     assert str(caught.value).startswith(what)
 
@@ -342,8 +348,8 @@ class Nameless(Gain):
         ("nowhere:Gain", None, "ModuleNotFoundError"),
         (Nameless, None, "its class says nothing of itself"),
         (Gain, SilentOptions, "nothing is said of loud"),
-        (Gain, UntypableOptions, "UnsupportedValueType"),
-        (Gain, Gain, "wanted"),
+        (Gain, UntypableOptions, "Unexpected type annotation: complex"),
+        (Gain, Gain, "the options of node 'flawed' cannot be used"),
     ],
 )
 def test_what_is_wrong_with_a_plugin_is_found(cls: Any, options: Any, found: str) -> None:
@@ -356,7 +362,7 @@ def test_what_is_wrong_with_a_plugin_is_found(cls: Any, options: Any, found: str
 
     failed = [row for row in examine(plugins, plugins.infos[-1]) if row.status == FAIL]
     assert len(failed) == 1
-    assert found in failed[0].found or "MoshiPipeError" in failed[0].found
+    assert found in failed[0].found
 
 
 def test_only_installed_plugins_are_requirements() -> None:

@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,22 +69,27 @@ def clean(tmp_path: Path) -> Environment:
     folder, work = tmp_path / "venv", tmp_path / "work"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     libraries = next(folder.glob("lib/python*/site-packages"))
-    seen = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *_further_libraries()}
-    (libraries / "libraries.pth").write_text("\n".join(sorted(seen)) + "\n", encoding="utf-8")
+    (libraries / "libraries.pth").write_text(f"{_libraries(tmp_path)}\n", encoding="utf-8")
     work.mkdir()
     made = Environment(folder, work)
     made.must(f"pip wheel -q --no-deps --no-build-isolation -w {tmp_path / 'dist'} {ROOT}")
-    # Both flags since the source tree may be installed in the environment that this one sees.
-    flags = "-q --no-deps --no-index --force-reinstall --ignore-installed"
-    made.must(f"pip install {flags} {tmp_path}/dist/moshi_pipe-*.whl")
+    made.must(f"{INSTALL} {tmp_path}/dist/moshi_pipe-*.whl")
     where = made.must("python -c 'import moshi_pipe; print(moshi_pipe.__file__)'").strip()
     assert Path(where).is_relative_to(folder)
     return made
 
 
-def _further_libraries() -> list[str]:
-    """Folders of libraries that this environment sees by way of another, as a venv over a venv."""
-    return [path for path in sys.path if path.endswith("site-packages")]
+def _libraries(folder: Path) -> Path:
+    """A folder of links to the libraries of this environment, without ours and its plugins."""
+    made = folder / "libraries"
+    made.mkdir()
+    for place in (Path(path) for path in sys.path if path.endswith("site-packages")):
+        for entry in place.iterdir():
+            ours = entry.name.lower().startswith(("moshi_pipe", "__editable__"))
+            link = made / entry.name
+            if not ours and entry.suffix != ".pth" and not link.exists():
+                link.symlink_to(entry)
+    return made
 
 
 @dataclass(frozen=True)
