@@ -83,7 +83,7 @@ def load(
     from moshi_pipe.plugins import load_plugins
 
     plugins = load_plugins()
-    is_folder = model not in choice_names("model") and Path(model).is_dir()
+    is_folder = model not in choice_names("model") and (Path(model).is_dir() or "/" in model)
     chosen = ["model=local", f"model.path={model}"] if is_folder else [f"model={model}"]
     words = [*chosen, f"graph={graph}", *_words(overrides or {})]
     config = load_run(prepare(words), plugins.nodes, need_source=False)
@@ -309,15 +309,15 @@ def _open(
         path = Path(audio).expanduser()
         properties = probe(path)
         return properties.sample_rate, read(path, properties)
-    pcm = np.asarray(audio, dtype=np.float32)
-    if pcm.ndim == 1:
-        pcm = pcm[None]
-    if pcm.ndim != 2 or not pcm.size:
+    given = np.asarray(audio)
+    pcm = given[None] if given.ndim == 1 else given
+    if pcm.ndim != 2 or not pcm.size or pcm.dtype.kind != "f":
         raise InputError(
             "this audio cannot be used",
-            got=f"an array {list(pcm.shape)}",
-            wanted="[samples] or [channels, samples], at least one sample",
+            got=f"an array {list(given.shape)} of {given.dtype}",
+            wanted="floats in [-1, 1], [samples] or [channels, samples], at least one sample",
         )
+    pcm = pcm.astype(np.float32, copy=False)
     piece = seconds_to_samples(1.0, sample_rate)
     return sample_rate, (pcm[:, i : i + piece] for i in range(0, pcm.shape[1], piece))
 

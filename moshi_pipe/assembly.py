@@ -371,14 +371,17 @@ def check_outputs(graph: Graph, sinks: Iterable[tuple[str, Iterable[str]]]) -> N
     Raises:
         ConfigError: Names the sink, the output and what there is.
     """
-    for label, needed in sinks:
+    needs = [(label, tuple(needed)) for label, needed in sinks]
+    fitting = [label for label, needed in needs if set(needed) <= set(graph.outputs)]
+    for label, needed in needs:
         for output in needed:
             if output not in graph.outputs:
+                example = f": sink=[{','.join(fitting)}]" if fitting else ""
                 raise ConfigError(
                     f"sink={label} needs the output '{output}', which graph '{graph.name}' does "
                     "not make",
-                    wanted=closest(output, graph.outputs),
-                    fix="leave this sink out, for instance sink=[file], or choose another graph",
+                    wanted=f"one of its outputs: {', '.join(graph.outputs)}",
+                    fix=f"leave this sink out{example}, or choose another sink or graph",
                 )
 
 

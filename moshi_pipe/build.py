@@ -96,7 +96,8 @@ class _Run:
         check_source(self.assembly.graph, config.source.entry.name, source.gives)
         takes = [(sink.label, sink.make()) for sink in config.sinks]
         needed = [(label, sink.takes) for label, sink in takes]
-        check_outputs(self.assembly.graph, [*needed, (config.source.entry.name, self.source.takes)])
+        check_outputs(self.assembly.graph, needed)
+        check_outputs(self.assembly.graph, [(config.source.entry.name, self.source.takes)])
         wanted = {name for _, sink in takes for name in (*sink.takes, *sink.optional)}
         wanted.update(self.source.takes)
         if self.live:
@@ -117,6 +118,7 @@ class _Run:
         self.start_s: dict[str, float] = {}
         self.skipped: list[SessionReport] = []
         self.order: list[str] = []
+        self.writers: dict[Path, str] = {}  # which session writes a file
         self.latency_ms = self.assembly.latency_ms
 
     def run(self) -> RunReport:
@@ -256,6 +258,7 @@ class _Run:
         outputs = [path for sink in sinks for path in sink.outputs(info)]
         signature = session_signature(self.signature, item.meta, seed)
         record = self._session_file(item.id)
+        self._claim(item.id, [*outputs, record])
         if config.resume and not self.live and is_done(record, signature, outputs):
             report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
             self.skipped.append(report)
@@ -273,6 +276,21 @@ class _Run:
             tail_s=config.tail_s + assembly.tail_s,
             source_plugin=self.source.plugin,
         )
+
+    def _claim(self, session_id: str, outputs: Sequence[Path]) -> None:
+        """Refuse a file that another session of this run writes: it would be lost.
+
+        Raises:
+            ConfigError: Names the file and both sessions.
+        """
+        for path in outputs:
+            first = self.writers.setdefault(path, session_id)
+            if first != session_id:
+                raise ConfigError(
+                    f"two sessions would write {path}",
+                    got=f"{first} and {session_id}",
+                    wanted="a name for each: {stem} or {id} in the path of the sink",
+                )
 
     def _make(self, chosen: ChosenNode) -> Sink:
         """Make a sink; one that may wait for a disk does so on its own while a session is live."""

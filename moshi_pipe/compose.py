@@ -21,7 +21,7 @@ from moshi_pipe.config import (
     RunConfig,
     SamplingOptions,
 )
-from moshi_pipe.config_errors import explain, explain_value
+from moshi_pipe.config_errors import explain, explain_value, is_ours_to_explain
 from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.node import FIRST_FRAMES
@@ -93,6 +93,10 @@ def compose(overrides: Sequence[str], registry: NodeRegistry) -> DictConfig:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="moshi-pipe"):
             return hydra_compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from error
+    except ValueError as error:
+        if not is_ours_to_explain(error):
+            raise
         raise explain(error, overrides) from error
 
 
@@ -345,6 +349,11 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
     for key, (number, bound) in least.items():
         if number is not None and not number >= bound:  # also refuses not-a-number
             problems.append(f"{key} cannot be {number}: at least {bound}")
+    if cfg.seed is not None and cfg.seed >= 2**63:
+        problems.append(f"seed cannot be {cfg.seed}: at most 2^63 - 1")
+    for key in ("lead_s", "tail_s", "max_tail_s"):
+        if cfg[key] is not None and math.isinf(cfg[key]) and cfg[key] > 0:
+            problems.append(f"{key} cannot be {cfg[key]}: a finite number")
     guidance, penalty = cfg.sampling.guidance, cfg.sampling.repetition_penalty
     if guidance is not None and not math.isfinite(guidance):
         problems.append(f"sampling.guidance cannot be {guidance}: a finite number")
@@ -476,5 +485,7 @@ def _refuse(problems: Sequence[str]) -> None:
     """Raise one error for all problems."""
     if len(problems) == 1:
         what, _, help_text = problems[0].partition(": ")
-        raise ConfigError(what, fix=help_text or None)
+        if help_text.startswith(("add ", "choose ")):
+            raise ConfigError(what, fix=help_text)
+        raise ConfigError(what, wanted=help_text or None)
     raise ConfigError(f"the configuration has {len(problems)} mistakes", got="\n".join(problems))

@@ -11,6 +11,7 @@ from moshi_pipe.errors import ConfigError, closest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_NULL_GROUP = "Config group override must be"  # how a bare ValueError of Hydra begins
 _OVERRIDDEN = re.compile(r"Could not override '(?P<key>[^']+)'")
 _NO_GROUP = re.compile(r"Could not (?:override|find|append) '(?P<key>[^']+)'")
 
@@ -31,6 +32,8 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
             wanted="key=value; lists as key=[a,b], text with special characters as key='a, b'",
             fix="quote the word for the shell as a whole: \"key='a, b'\"",
         )
+    if isinstance(error, ValueError) and is_ours_to_explain(error):
+        return _null_group(overrides)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_choice(error)
     text = _full_text(error)
@@ -47,7 +50,7 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
 
 def explain_value(key: str, error: Exception) -> str:
     """One line on a value of the wrong type."""
-    return f"{key} has the wrong type: {_first_line(error)}"
+    return f"{key} has the wrong type: {_wanted_type(_first_line(error))}"
 
 
 def _unknown_choice(error: Any) -> ConfigError:
@@ -64,6 +67,24 @@ def _unknown_choice(error: Any) -> ConfigError:
         got=f"{group}={name}",
         wanted=closest(name, options),
         fix=f"see `moshi-pipe --help {group}`",
+    )
+
+
+def is_ours_to_explain(error: ValueError) -> bool:
+    """Whether a plain ``ValueError`` is Hydra's way to say that a group was set to null."""
+    return str(error).startswith(_NULL_GROUP)
+
+
+def _null_group(overrides: Sequence[str]) -> ConfigError:
+    """A group that must have a choice was given none."""
+    groups = group_names()
+    wrong = [w for w in overrides if w.partition("=")[0] in groups and w.endswith("=null")]
+    group = wrong[0].partition("=")[0] if wrong else "GROUP"
+    return ConfigError(
+        "a group cannot be null",
+        got=wrong[0] if wrong else None,
+        wanted="sink=[] for no sink" if group == "sink" else f"{group}=NAME",
+        fix=f"leave it out, or see `moshi-pipe --help {group}`",
     )
 
 
@@ -113,6 +134,10 @@ def _wanted_type(text: str) -> str:
     match = re.search(r"could not be converted to (\w+)", text)
     if match and match[1] in words:
         return words[match[1]]
+    if "is not a valid bool" in text:
+        return words["Boolean"]
+    if "is not a ListConfig, list or tuple" in text:
+        return "a list, such as [a,b]"
     return text
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from moshi_pipe.compose import resolve, store_schemas
-from moshi_pipe.config_errors import explain
+from moshi_pipe.config_errors import explain, is_ours_to_explain
 from moshi_pipe.config_files import conf_dir
 from moshi_pipe.errors import MoshiPipeError, SessionError
 from moshi_pipe.overrides import MULTIRUN_FLAGS, prepare, split_words
@@ -51,6 +51,10 @@ def run_app(words: Sequence[str]) -> int:
             app()
     except (HydraException, OmegaConfBaseException) as error:
         raise plugins.blame(explain(error, prepared)) from error
+    except ValueError as error:
+        if not is_ours_to_explain(error):
+            raise
+        raise explain(error, prepared) from error
     except SystemExit as error:  # Hydra's way to end --cfg, --info and completion
         return error.code if isinstance(error.code, int) else 0
     return jobs.exit_code()

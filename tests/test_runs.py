@@ -15,7 +15,7 @@ from support.audio import babble, write_babble
 
 import moshi_pipe
 from moshi_pipe.cli import main
-from moshi_pipe.errors import ConfigError, InputError
+from moshi_pipe.errors import CheckpointError, ConfigError, InputError
 from moshi_pipe.models.make_checkpoint import make_checkpoint
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "question.wav"
@@ -171,6 +171,19 @@ def test_the_python_interface_gives_what_the_command_writes(tmp_path: Path) -> N
             assert np.array_equal(frame.codes, column_K)
     assert "".join(frame.text for frame in frames)
     assert [frame.token for frame in again] == [frame.token for frame in frames]
+
+
+def test_integers_are_no_audio() -> None:
+    with (
+        moshi_pipe.load("embedded").session(seed=1) as session,
+        pytest.raises(InputError, match=r"an array \[4000\] of int16\n  wanted: floats in"),
+    ):
+        list(session.run(np.zeros(4000, np.int16), 24_000))
+
+
+def test_a_model_folder_that_is_not_there_is_called_a_folder() -> None:
+    with pytest.raises(CheckpointError, match=r"^there is no model folder .*nope"):
+        moshi_pipe.load("./nope")
 
 
 def test_feeding_frames_by_hand_is_checked() -> None:
@@ -366,6 +379,28 @@ def test_a_recording_is_never_written_over(
 
     assert path.read_bytes() == before
     assert "would be written over it" in capsys.readouterr().err
+
+
+def test_two_sessions_cannot_write_the_same_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_babble(tmp_path / "in" / f"{name}.wav", 0.2)
+
+    assert run("source.path=in", "sink=[file]", "sink.file.path=x") == 2
+
+    said = capsys.readouterr().err
+    assert "two sessions would write" in said
+    assert "a and b" in said
+
+
+@pytest.mark.parametrize(("graph", "fits"), [("codec", "file"), ("transcribe", "transcript")])
+def test_a_sink_that_does_not_fit_the_graph_gives_those_that_do(
+    capsys: pytest.CaptureFixture[str], graph: str, fits: str
+) -> None:
+    assert run(f"source.path={EXAMPLE}", f"graph={graph}") == 2
+
+    assert f"leave this sink out: sink=[{fits}], or" in capsys.readouterr().err
 
 
 def test_results_that_another_run_began_to_overwrite_are_made_anew(tmp_path: Path) -> None:

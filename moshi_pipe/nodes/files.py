@@ -125,7 +125,14 @@ def _missing(path: Path) -> InputError:
     folder = path.parent
     if not folder.is_dir():
         return InputError(f"there is no file {path}", got=f"folder {folder} does not exist either")
-    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    names = [entry.name for entry in folder.iterdir()]
+    if path.name in names:
+        return InputError(
+            f"cannot read {path}",
+            got="a pipe, a device or a broken link",
+            wanted="a file, a folder or a glob",
+        )
+    near = difflib.get_close_matches(path.name, names, n=1)
     return InputError(
         f"there is no file {path}",
         wanted=f"did you mean '{folder / near[0]}'?" if near else None,

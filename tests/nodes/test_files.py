@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -81,6 +82,12 @@ def test_a_missing_file_that_is_like_no_other_is_only_missing(tmp_path: Path) ->
     with pytest.raises(InputError) as caught:
         find_files(str(tmp_path / "question.wav"), suffixes=SUFFIXES)
     assert caught.value.wanted is None
+
+
+def test_a_pipe_is_called_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(InputError, match=r"^cannot read .*a\.wav\n  got:    a pipe"):
+        find_files(str(tmp_path / "a.wav"), suffixes=SUFFIXES)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
