@@ -67,6 +67,7 @@ CORE: Final[Mapping[str, str]] = {
     "soundfile": ">=0.12.1",
     "soxr": ">=1.0",
     "pluggy": ">=1.5",
+    "packaging": ">=21",
     "numpy": ">=1.26",
     "rich": ">=13",
 }

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from support.audio import write_babble
 from support.golden import BASE_LM, TINY_MIMI, fill_golden
 
+from moshi_pipe.engine.stages import DecodeStage, EncodeStage, LMStage
 from moshi_pipe.errors import MoshiPipeError
 from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.node import (
@@ -25,6 +26,7 @@ from moshi_pipe.graph.node import (
     SessionEnd,
     SessionInfo,
     SessionInput,
+    SessionSettings,
     Sink,
     Source,
     Tick,
@@ -77,6 +79,7 @@ def make_moshi(numerics: str = "reference") -> Moshi:
 
 
 MIMI, MOSHI = make_mimi(), make_moshi()
+MOSHI_DELAY = MOSHI.spec.max_delay + 3
 
 
 # ---- our own parts
@@ -99,6 +102,18 @@ def test_our_language_model_conforms(numerics: str) -> None:
 
 def test_our_language_model_conforms_for_longer_than_its_context() -> None:
     check_lm(lambda: MOSHI, num_slots=4, frames=(MOSHI.lm.temporal.context or 0) + 3)
+
+
+def test_our_batched_nodes_conform() -> None:
+    rate = MIMI.spec.frame_rate
+
+    check_node(lambda: EncodeStage(MIMI), codec=MIMI.spec)
+    check_node(lambda: DecodeStage(MIMI), codec=MIMI.spec)
+    for first_frame in ("duplicate", "reset"):
+        settings = SessionSettings(seed=3, first_frame=first_frame)
+        check_node(
+            lambda: LMStage(MOSHI, frame_rate=rate), settings=settings, frames=2 * MOSHI_DELAY
+        )
 
 
 def test_our_sources_conform(tmp_path: Path) -> None:
