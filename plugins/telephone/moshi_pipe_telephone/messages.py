@@ -12,16 +12,19 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe_telephone.mulaw import SAMPLE_RATE
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+SAMPLE_RATE: Final = 8000
+"""Hz of all that is said here."""
 
 MAX_BYTES: Final = 16_384
 """Of one message: a packet of 20 ms takes about 400."""
 
 _FORMAT: Final = {"encoding": "audio/x-mulaw", "sampleRate": SAMPLE_RATE, "channels": 1}
 _MAX_PARAMETERS: Final = 32
+_MAX_PARAMETER_CHARS: Final = 512
+_DIGITS: Final = tuple("0123456789*#ABCD")
 _SID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # Source: RFC 6455, section 7.4.1, and the registry that it opens.
@@ -122,7 +125,7 @@ def parse(data: str | bytes) -> Message:
     if event == "mark":
         return Mark(_text(_part(record, "mark"), "name"))
     if event == "dtmf":
-        return Dtmf(_text(_part(record, "dtmf"), "digit")[:1])
+        return _dtmf(_part(record, "dtmf"))
     return Stop() if event == "stop" else Other(event)
 
 
@@ -155,7 +158,7 @@ def _start(part: Mapping[str, Any]) -> Start:
     return Start(
         stream_sid=_sid(part, "streamSid"),
         call_sid=_sid(part, "callSid") if part.get("callSid") else "",
-        parameters={key: str(value) for key, value in parameters.items()},
+        parameters={_clean(key): _clean(str(value)) for key, value in parameters.items()},
     )
 
 
@@ -166,6 +169,16 @@ def _media(part: Mapping[str, Any]) -> Message:
         return Media(base64.b64decode(_text(part, "payload"), validate=True))
     except (binascii.Error, ValueError) as error:
         raise CallError(NOT_READABLE, "wrong payload") from error
+
+
+def _dtmf(part: Mapping[str, Any]) -> Message:
+    digit = _text(part, "digit")
+    return Dtmf(digit) if digit in _DIGITS else Other("dtmf")
+
+
+def _clean(text: str) -> str:
+    """Text that a report can hold: no halves of characters, nothing that moves a cursor."""
+    return "".join(c for c in text[:_MAX_PARAMETER_CHARS] if c.isprintable())
 
 
 def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:

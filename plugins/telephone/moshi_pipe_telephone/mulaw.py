@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from moshi_pipe_telephone.messages import SAMPLE_RATE
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-SAMPLE_RATE: Final = 8000
-"""Hz of all that is said here."""
+__all__ = ["SAMPLE_RATE", "SILENCE", "decode", "encode"]
 
 SILENCE: Final = 0xFF
 """The code of zero."""

@@ -17,12 +17,12 @@ from moshi_pipe.errors import ConfigError, InputError
 from moshi_pipe.graph.node import SessionInput, Source
 from moshi_pipe.units import NS_PER_SECOND
 from moshi_pipe_telephone import messages
-from moshi_pipe_telephone.call import CLOSE_S, Call
 from moshi_pipe_telephone.messages import CallError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from moshi_pipe_telephone.call import Call
     from moshi_pipe_telephone.options import TelephoneOptions
 
 _MAX_UNKNOWN: Final = 8  # connections beyond max_calls that have not said yet what they are
@@ -78,6 +78,8 @@ class TelephoneSource(Source):
             InputError: The address cannot be listened on.
         """
         from websockets.asyncio.server import serve
+
+        from moshi_pipe_telephone.call import CLOSE_S
 
         options = self._options
         self._admitted = asyncio.Queue()
@@ -144,16 +146,14 @@ class TelephoneSource(Source):
             self._refuse(call, error.reason)
             await self._close(connection, call, error)
         except ConnectionClosed as error:
-            too_large = error.sent is not None and error.sent.code == messages.TOO_LARGE
-            if too_large:
+            if error.sent is not None and error.sent.code == messages.TOO_LARGE:
                 self._refuse(call, "too large")
-            elif call is not None:
-                call.hang_up("closed")
-            else:
+            elif call is None:
                 self._count("no start")
         finally:
             self._freed.set()
             if call is not None:
+                call.hang_up("closed")  # unless there was a reason before
                 try:
                     await call.done.wait()
                 finally:
@@ -165,6 +165,8 @@ class TelephoneSource(Source):
         Raises:
             CallError: It does not begin as a call does, or may not.
         """
+        from moshi_pipe_telephone.call import Call
+
         self._num_unknown += 1
         try:
             start = await asyncio.wait_for(_start(connection), self._options.start_s)

@@ -5,10 +5,11 @@ Shape letters: N PCM sample.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from moshi_pipe_vad.turns import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,20 +26,6 @@ WINDOW: Final = 512
 
 Source: snakers4/silero-vad src/silero_vad/utils_vad.py, OnnxWrapper.__call__.
 """
-
-RELEASE: Final = 0.15
-"""By how much the probability must fall below the threshold before speech may end.
-
-Source: snakers4/silero-vad src/silero_vad/utils_vad.py, VADIterator.__call__.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of speech, in seconds from the first sample."""
-
-    start_s: float
-    end_s: float
 
 
 def load_model() -> Any:

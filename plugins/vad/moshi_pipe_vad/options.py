@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+RELEASE: Final = 0.15
+"""By how much the probability must fall below the threshold before speech may end.
+
+Source: snakers4/silero-vad src/silero_vad/utils_vad.py, VADIterator.__call__.
+"""
 
 
 @dataclass

@@ -10,20 +10,22 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from moshi_pipe.errors import ConfigError
 from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.node import SessionEnd, SessionInfo, Sink
 from moshi_pipe.nodes.naming import make_room, output_path, write_error
-from moshi_pipe_vad.detector import RATE, RELEASE, Detector, Segment, load_model
-from moshi_pipe_vad.turns import Overlap, Turn, TurnTracker
+from moshi_pipe_vad.options import RELEASE
+from moshi_pipe_vad.turns import Overlap, Segment, Turn, TurnTracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
+
     from moshi_pipe.graph.packet import Packet
+    from moshi_pipe_vad.detector import Detector
     from moshi_pipe_vad.options import VadOptions
 
 SUFFIX: Final = ".turns.jsonl"
@@ -68,7 +70,7 @@ class VadSink(Sink):
 
     Args:
         options: What counts as speech.
-        load: Gives the model; see :func:`moshi_pipe_vad.detector.load_model`.
+        load: Gives the model; None takes :func:`moshi_pipe_vad.detector.load_model`.
 
     Raises:
         ConfigError: An option is out of bounds.
@@ -77,15 +79,14 @@ class VadSink(Sink):
     takes = ("user_audio",)
     optional = ("audio",)
 
-    def __init__(self, options: VadOptions, load: Callable[[], Any] = load_model) -> None:
+    def __init__(self, options: VadOptions, load: Callable[[], Any] | None = None) -> None:
         _check(options)
         self.options = options
         self._load = load
         self._session: SessionInfo | None = None
         self._file: _LineFile | None = None
         self._sides: dict[str, _Side] = {}
-        self._frame_N: np.ndarray[Any, np.dtype[np.float32]] = np.zeros(0, np.float32)
-        self._sample_rate = RATE
+        self._silence_N: npt.NDArray[np.float32] | None = None  # a frame of it
         self._tracker = TurnTracker()
         self._counts = _Counts()
 
@@ -106,12 +107,16 @@ class VadSink(Sink):
                 "sink=vad needs the output 'user_audio', which this graph does not make",
                 fix="leave it out, or choose graph=dialogue, codec or transcribe",
             )
+        import numpy as np
+
+        from moshi_pipe_vad.detector import Detector, load_model
+
+        load = self._load or load_model
         self._session = session
-        self._frame_N = np.zeros(form.frame_size, np.float32)
-        self._sample_rate = form.sample_rate
+        self._silence_N = np.zeros(form.frame_size, np.float32)
         for output, name in _SPEAKERS.items():
             if output in session.formats:
-                detector = Detector(self.options, form.sample_rate, self._load)
+                detector = Detector(self.options, form.sample_rate, load)
                 self._sides[output] = _Side(name, detector)
         self._file = _LineFile(self.outputs(session)[0])
 
@@ -121,6 +126,8 @@ class VadSink(Sink):
         Raises:
             OutputError: The disk does not take a line.
         """
+        import numpy as np
+
         for side in self._sides.values():
             self._fill(side, packet.frame)  # frames come in order: what is missing never comes
         self._hear(self._sides[packet.output], np.asarray(packet.payload, np.float32)[0])
@@ -152,10 +159,10 @@ class VadSink(Sink):
 
     def _fill(self, side: _Side, frame: int) -> None:
         """Hear silence up to a frame."""
-        while side.num_frames < frame:
-            self._hear(side, self._frame_N)
+        while side.num_frames < frame and self._silence_N is not None:
+            self._hear(side, self._silence_N)
 
-    def _hear(self, side: _Side, samples_N: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    def _hear(self, side: _Side, samples_N: npt.NDArray[np.float32]) -> None:
         side.num_frames += 1
         self._note(side, side.detector.push(samples_N))
 

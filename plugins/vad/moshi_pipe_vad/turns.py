@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from moshi_pipe_vad.detector import Segment
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of speech, in seconds from the first sample."""
+
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,6 +252,16 @@ def test_any_chunking_gives_the_same_segments() -> None:
     assert found[0] == found[1] == found[2]
 
 
+def test_what_lists_the_sink_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, moshi_pipe_vad.sink, moshi_pipe_vad.options\n"
+        "print([m for m in ('numpy', 'torch', 'silero_vad') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_model_leaves_the_threads_of_torch_alone() -> None:
     code = (
         "import torch; torch.set_num_threads(3)\n"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from moshi_pipe_vad.detector import Segment
-from moshi_pipe_vad.turns import Overlap, Turn, TurnTracker
+from moshi_pipe_vad.turns import Overlap, Segment, Turn, TurnTracker
 
 LATE = 1e9
 

@@ -8,7 +8,7 @@ import logging
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from moshi_pipe.errors import ConfigError
 from moshi_pipe.graph.node import SessionEnd, SessionInfo, Sink
@@ -128,7 +128,9 @@ class WebhookSink(Sink):
         session, seq = self._session.id, self._seq
         record = {"version": VERSION, "type": kind, "session": session, "seq": seq, **rest}
         self._seq += 1
-        self._sender.put(json.dumps(record, ensure_ascii=False).encode(), f"{session}/{seq}")
+        # The name of a file may hold bytes that are no text, and a header takes ASCII alone.
+        body = json.dumps(record, ensure_ascii=False).encode(errors="replace")
+        self._sender.put(body, f"{quote(session, safe='', errors='replace')}/{seq}")
 
 
 def _secret(name: str) -> bytes | None:

@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -119,21 +121,24 @@ class Tokenizer:
         return token < 4
 
 
-def session(folder: Path, *, text: bool = True) -> SessionInfo:
+def session(folder: Path, *, text: bool = True, name: str = "s") -> SessionInfo:
     from fractions import Fraction
 
     formats: dict[str, Format] = {"text": Text(len(PIECES), Fraction(25, 2))} if text else {}
     tokenizer = Tokenizer() if text else None
-    return SessionInfo("s", {"stem": "talk"}, folder, formats, 0.08, 0, tokenizer=tokenizer)
+    meta = {"stem": "talk" if name == "s" else name}
+    return SessionInfo(name, meta, folder, formats, 0.08, 0, tokenizer=tokenizer)
 
 
 def options(url: str, **changes: Any) -> WebhookOptions:
     return WebhookOptions(**{"url": url, "backoff_s": 0.01, "max_backoff_s": 0.05, **changes})
 
 
-async def talk(sink: WebhookSink, tokens: Sequence[int], folder: Path) -> Mapping[str, Any]:
+async def talk(
+    sink: WebhookSink, tokens: Sequence[int], folder: Path, name: str = "s"
+) -> Mapping[str, Any]:
     """One session that says these tokens, a frame each."""
-    await sink.open(session(folder))
+    await sink.open(session(folder, name=name))
     for frame, token in enumerate(tokens):
         await sink.write(Packet("text", frame, frame * 80_000_000, token))
     return await sink.close(SessionEnd(len(tokens)))
@@ -232,6 +237,16 @@ def test_without_a_secret_nothing_is_signed(tmp_path: Path) -> None:
 
     assert all("X-Moshi-Pipe-Signature" not in headers for headers, _ in hook.requests)
     assert hook.messages()[1]["text"] == "é"
+
+
+def test_a_session_may_have_any_name(tmp_path: Path) -> None:
+    with serving() as hook:
+        sink = WebhookSink(options(hook.url))
+        report = asyncio.run(talk(sink, SPOKEN, tmp_path, "\u65e5\u672c a\udcff/\r\n"))
+
+    assert report["delivered"] == 4
+    assert hook.messages()[0]["session"] == "\u65e5\u672c a?/\r\n"
+    assert hook.requests[3][0]["Idempotency-Key"] == "%E6%97%A5%E6%9C%AC%20a%3F%2F%0D%0A/3"
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 408])
@@ -375,6 +390,16 @@ def test_options_that_nothing_can_be_posted_with_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         WebhookSink(options(**{"url": "http://127.0.0.1/", **changes}))
+
+
+def test_what_lists_the_sink_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, moshi_pipe_webhook.sink, moshi_pipe_webhook.options\n"
+        "print([m for m in ('numpy', 'torch', 'urllib3') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_graph_without_text_is_refused(tmp_path: Path) -> None:
