@@ -119,6 +119,21 @@ def test_both_sides_their_turns_and_their_overlap_are_written(tmp_path: Path) ->
     assert report["files"] == [str(tmp_path / "s.turns.jsonl")]
 
 
+def test_a_word_in_between_that_ends_first_takes_no_turn(tmp_path: Path) -> None:
+    sides = {"user_audio": talk(7, (1, 5)), "audio": talk(7, (2, 3))}
+
+    asyncio.run(play(VadSink(options(), Loudness), session(tmp_path), sides))
+
+    events = [(line["event"], line["speaker"]) for line in lines(tmp_path)]
+    assert events == [
+        ("segment", "model"),
+        ("segment", "user"),
+        ("turn", "user"),
+        ("overlap", "model"),
+    ]
+    assert lines(tmp_path)[3]["took_turn"] is False
+
+
 def test_short_pauses_belong_to_a_segment_and_short_noises_are_none(tmp_path: Path) -> None:
     sides = {"user_audio": talk(5, (1, 2), (2.2, 3), (4, 4.1)), "audio": talk(5)}
 
