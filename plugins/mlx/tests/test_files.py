@@ -360,9 +360,7 @@ def test_a_model_that_the_format_cannot_hold_is_not_saved(
 def test_progress_ends_at_the_bytes_of_the_file(
     lm_checkpoint: Callable[[str], Checkpoint], tmp_path: Path
 ) -> None:
-
     checkpoint = lm_checkpoint("packed")
-    options = BackendOptions(backend="mlx", device="cpu")
     for found in (checkpoint, with_file(checkpoint, packed_file(checkpoint, tmp_path))):
         calls: list[tuple[int, int]] = []
         options = BackendOptions(backend="mlx", device="cpu")

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from moshi_pipe_mlx import plugin
 
+import moshi_pipe
 from moshi_pipe.errors import BackendError
 from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.plugins import load_plugins
@@ -57,3 +59,27 @@ def test_finding_the_plugin_imports_no_mlx() -> None:
     )
 
     assert result.stdout.split() == []
+
+
+def test_a_session_says_what_it_says_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codec, language model and sampling in one: codes and text are equal, sound nearly."""
+    pytest.importorskip("mlx.core", reason="MLX cannot be imported", exc_type=ImportError)
+    monkeypatch.setattr(
+        "moshi_pipe.plugins.load_plugins", lambda: load_plugins([("mlx", plugin)], installed=False)
+    )
+    pcm = np.random.default_rng(0).uniform(-0.3, 0.3, (30, 1920)).astype(np.float32)
+
+    spoken = []
+    for backend in ("mlx", "torch"):
+        overrides = {"backend": backend, "device": "cpu"}
+        with moshi_pipe.load("embedded", overrides=overrides).session(seed=1) as session:
+            spoken.append([session.feed(frame) for frame in pcm])
+
+    heard = 0
+    for mine, theirs in zip(*spoken, strict=True):
+        assert (mine.token, mine.text) == (theirs.token, theirs.text)
+        assert np.array_equal(mine.codes, theirs.codes)
+        if mine.audio is not None and theirs.audio is not None:
+            assert np.allclose(mine.audio, theirs.audio, rtol=0, atol=1e-5)
+            heard += 1
+    assert heard > 20
