@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))  # for mlx_models, whatever the import mode
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # whatever the import mode, installed or not
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -402,3 +403,12 @@ def test_options_it_lacks_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         open_mlx(lm_checkpoint("moshi"), **options)
+
+
+def test_lora_weights_are_refused_not_left_out(
+    lm_checkpoint: Callable[[str], Checkpoint],
+) -> None:
+    checkpoint = lm_checkpoint("moshi")
+
+    with pytest.raises(BackendError, match=r"does not add LoRA weights(.|\n)*backend=torch"):
+        open_mlx(replace(checkpoint, lora=checkpoint.lm_weights))
