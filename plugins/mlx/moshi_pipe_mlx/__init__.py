@@ -1,0 +1,1 @@
+"""Moshi and Mimi on MLX, as a backend of moshi-pipe."""
