@@ -17,7 +17,7 @@ from torch import nn
 
 from moshi_pipe.models.protocols import Capabilities
 from moshi_pipe.nn.conv import CausalConv, CausalConvTranspose
-from moshi_pipe.nn.linear import project
+from moshi_pipe.nn.linear import apply_fast
 from moshi_pipe.nn.quantizer import Codebook, SplitQuantizer
 from moshi_pipe.nn.seanet import ConvHolder, make_decoder, make_encoder
 from moshi_pipe.nn.transformer import Transformer, TransformerState
@@ -148,7 +148,7 @@ class Mimi(nn.Module):
             pcm_BNC = torch.where(keep, pcm_BNC, 0.0)  # what an idle slot holds may be anything
         x = self.encoder.step(pcm_BNC, state.convs, keep)
         x = self.encoder_transformer.transformer.step(
-            x, state.transformer, valid_B, project=project
+            x, state.transformer, valid_B, apply=apply_fast
         )
         fresh_B11 = state.fresh_B[:batch, None, None]
         down = self.downsample.layer[0]
@@ -172,7 +172,7 @@ class Mimi(nn.Module):
         x = self.quantizer.decode(codes_BKT)
         x = self.upsample.layer[0].step(x, state.resample, keep)
         x = self.decoder_transformer.transformer.step(
-            x, state.transformer, valid_B, project=project
+            x, state.transformer, valid_B, apply=apply_fast
         )
         return self.decoder.step(x, state.convs, keep).transpose(1, 2)
 

@@ -24,7 +24,7 @@ from moshi_pipe.errors import ConfigError
 from moshi_pipe.models.protocols import Capabilities, Controls, Step
 from moshi_pipe.models.spec import UNGENERATED
 from moshi_pipe.nn.embedding import Conditions, make_embedding
-from moshi_pipe.nn.linear import project, weight_of
+from moshi_pipe.nn.linear import apply_fast, apply_plain
 from moshi_pipe.nn.norm import make_norm
 from moshi_pipe.nn.sampling import penalize_recent, sample
 from moshi_pipe.nn.transformer import Transformer, TransformerState
@@ -79,7 +79,7 @@ class Moshi(nn.Module):
         self.lm = lm
         self.kv_dtype = kv_dtype
         self.fast = numerics == "fast"
-        self._project = project if self.fast else F.linear
+        self._apply_linear = apply_fast if self.fast else apply_plain
         dim = lm.temporal.dim
         self.emb = nn.ModuleList(
             make_embedding(lm, lm.cardinality + 1, dim, depth=False)
@@ -243,7 +243,7 @@ class Moshi(nn.Module):
         x = self._embed(column_RS)
         if state.condition_RD is not None:
             x = x + state.condition_RD[: x.shape[0], None]
-        x = self.transformer.step(x, state.temporal, valid_B, project=self._project)
+        x = self.transformer.step(x, state.temporal, valid_B, apply=self._apply_linear)
         hidden_R1D = self.out_norm(x)
         logits_RV = self._head(self.text_linear, hidden_R1D)
         return hidden_R1D, _guide(logits_RV, controls.guidance_B, per_slot)
@@ -270,8 +270,8 @@ class Moshi(nn.Module):
             linear = self.depformer_in[weight_set if self.lm.multi_linear else 0]
             table = self.depformer_text_emb if k == 0 else self.depformer_emb[k - 1]
             ids_R1 = previous_B.repeat_interleave(per_slot)[:, None]
-            x = self._project(hidden_R1D, weight_of(linear)) + table(ids_R1)
-            x = depformer.step(x, depth, running_R, weight_set=weight_set, project=self._project)
+            x = self._apply_linear(hidden_R1D, linear) + table(ids_R1)
+            x = depformer.step(x, depth, running_R, weight_set=weight_set, apply=self._apply_linear)
             x = self.depformer_norms[k](x)
             logits_BV = _guide(
                 self._head(self.linears[k], x), controls.guidance_B, per_slot
@@ -298,10 +298,7 @@ class Moshi(nn.Module):
 
     def _head(self, head: nn.Module, x_R1D: Tensor) -> Tensor:
         """Apply an output head to the single position, ``[R, V]``."""
-        if not isinstance(head, nn.Linear):
-            raise TypeError(f"a head is a {type(head).__name__}")
-        y: Tensor = self._project(x_R1D, head.weight) if head.bias is None else head(x_R1D)
-        return y[:, 0]
+        return self._apply_linear(x_R1D, head)[:, 0]
 
     def _sample_text(
         self, logits_BV: Tensor, valid_B: Tensor, controls: Controls, state: MoshiState

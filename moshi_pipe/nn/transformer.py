@@ -11,7 +11,6 @@ Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/modules/{transformer,gating}.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,14 +20,13 @@ from torch.nn import functional as F
 
 from moshi_pipe.models.spec import TransformerSpec, gated_hidden
 from moshi_pipe.nn.attention import KVRing, Positions, attend, plan_positions, rotate
-from moshi_pipe.nn.linear import weight_of
+from moshi_pipe.nn.linear import Apply, apply_plain
 from moshi_pipe.nn.norm import LayerScale, make_norm
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Sequence
 
-Project = Callable[["Tensor", "Tensor"], "Tensor"]
-"""How ``x @ weight.T`` is computed: ``F.linear``, or :func:`moshi_pipe.nn.linear.project`."""
+    from torch import Tensor
 
 
 @dataclass(slots=True)
@@ -66,19 +64,19 @@ class Attention(nn.Module):
         self.out_projs = _linears(spec.num_weight_sets, spec.dim, spec.dim)
 
     def step(
-        self, x_BTD: Tensor, ring: KVRing, positions: Positions, weight_set: int, project: Project
+        self, x_BTD: Tensor, ring: KVRing, positions: Positions, weight_set: int, apply: Apply
     ) -> Tensor:
         """Attend over the ring and the new positions."""
         spec = self.spec
         batch, num_new, _ = x_BTD.shape
-        projected = project(x_BTD, weight_of(self.in_projs[weight_set]))
+        projected = apply(x_BTD, self.in_projs[weight_set])
         heads = projected.view(batch, num_new, -1, spec.head_dim).transpose(1, 2)
         q, k, v = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
         interleaved = spec.positional_embedding == "rope"
         q = rotate(q, positions, interleaved=interleaved)
         k = rotate(k, positions, interleaved=interleaved)
         out = attend(q, k, v, ring, positions)
-        return project(out, weight_of(self.out_projs[weight_set]))
+        return apply(out, self.out_projs[weight_set])
 
 
 class Gating(nn.Module):
@@ -90,10 +88,10 @@ class Gating(nn.Module):
         self.linear_in = _linear(dim, 2 * hidden)
         self.linear_out = _linear(hidden, dim)
 
-    def step(self, x_BTD: Tensor, project: Project) -> Tensor:
+    def step(self, x_BTD: Tensor, apply: Apply) -> Tensor:
         """Apply to every position."""
-        gate, value = project(x_BTD, self.linear_in.weight).chunk(2, dim=-1)
-        return project(F.silu(gate) * value, self.linear_out.weight)
+        gate, value = apply(x_BTD, self.linear_in).chunk(2, dim=-1)
+        return apply(F.silu(gate) * value, self.linear_out)
 
 
 class Block(nn.Module):
@@ -117,23 +115,23 @@ class Block(nn.Module):
             self.gating = Gating(spec.dim, spec.feedforward[0])
 
     def step(
-        self, x_BTD: Tensor, ring: KVRing, positions: Positions, weight_set: int, project: Project
+        self, x_BTD: Tensor, ring: KVRing, positions: Positions, weight_set: int, apply: Apply
     ) -> Tensor:
         """Advance by T positions."""
-        update = self.self_attn.step(self.norm1(x_BTD), ring, positions, weight_set, project)
+        update = self.self_attn.step(self.norm1(x_BTD), ring, positions, weight_set, apply)
         x_BTD = x_BTD + self.layer_scale_1(update)
-        update = self._feed_forward(self.norm2(x_BTD), weight_set, project)
+        update = self._feed_forward(self.norm2(x_BTD), weight_set, apply)
         y_BTD: Tensor = x_BTD + self.layer_scale_2(update)
         return y_BTD
 
-    def _feed_forward(self, x_BTD: Tensor, weight_set: int, project: Project) -> Tensor:
+    def _feed_forward(self, x_BTD: Tensor, weight_set: int, apply: Apply) -> Tensor:
         if self.gating is None:
-            hidden = F.gelu(project(x_BTD, self.linear1.weight))
-            return project(hidden, self.linear2.weight)
+            hidden = F.gelu(apply(x_BTD, self.linear1))
+            return apply(hidden, self.linear2)
         gating = self.gating[weight_set] if isinstance(self.gating, nn.ModuleList) else self.gating
         if not isinstance(gating, Gating):
             raise TypeError(f"gating is a {type(gating).__name__}")
-        return gating.step(x_BTD, project)
+        return gating.step(x_BTD, apply)
 
 
 class Transformer(nn.Module):
@@ -181,7 +179,7 @@ class Transformer(nn.Module):
         valid_B: Tensor,
         *,
         weight_set: int = 0,
-        project: Project = F.linear,
+        apply: Apply = apply_plain,
     ) -> Tensor:
         """Advance the valid slots by ``T`` positions.
 
@@ -190,7 +188,7 @@ class Transformer(nn.Module):
             state: Updated in place; may hold more slots than B.
             valid_B: Slots whose position advances, bool.
             weight_set: Weights to use, for a depth transformer.
-            project: Form of the matrix products.
+            apply: How linear layers are applied.
 
         Returns:
             ``[B, T, D]``.
@@ -209,7 +207,7 @@ class Transformer(nn.Module):
             prefix=self.prefix and batch == 1 and x_BTD.device.type == "cpu",
         )
         for layer, ring in zip(self.layers, state.rings, strict=True):
-            x_BTD = layer.step(x_BTD, ring, positions, weight_set, project)  # type: ignore[operator]
+            x_BTD = layer.step(x_BTD, ring, positions, weight_set, apply)  # type: ignore[operator]
         position_B += num_new * valid_B
         return x_BTD
 
