@@ -1,6 +1,7 @@
 """How long does one language model step take, against the reference?
 
     python benchmarks/bench_lm.py --preset medium --dtype float32 bfloat16 --threads 1 2
+    python benchmarks/bench_lm.py --preset medium --quant int8 int4
 
 Random weights, the same file for both; greedy, one session, steps done in turn, tokens compared
 while timing. Prints one JSON line.
@@ -26,6 +27,7 @@ from moshi_pipe.models.make_checkpoint import make_checkpoint
 from moshi_pipe.models.protocols import Controls
 from moshi_pipe.nn.load import load_lm
 from moshi_pipe.nn.moshi import Moshi
+from moshi_pipe.nn.weight_quantizer import WeightQuantizer
 
 CPU = torch.device("cpu")
 
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
     parser.add_argument("--preset", default="medium")
+    parser.add_argument("--quant", nargs="*", default=[], help="also time int8, int4")
     parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
     args = parser.parse_args()
     results = {}
@@ -58,6 +61,8 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
     tokens: dict[str, list[list[int]]] = {}
     for numerics in ("fast", "reference"):
         add_ours(f"ours {numerics}", load(folder, dtype, numerics), steps, tokens)
+    for quant in args.quant:
+        add_ours(f"ours {quant}", load(folder, dtype, "fast", quant), steps, tokens)
     if args.compiled:
         model = load(folder, dtype, "reference")
         model.temporal_step = torch.compile(model.temporal_step)  # type: ignore[method-assign]
@@ -76,14 +81,18 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
     return report
 
 
-def load(folder: Path, dtype: str, numerics: str) -> Moshi:
+def load(folder: Path, dtype: str, numerics: str, quant: str | None = None) -> Moshi:
     """Load our model from the checkpoint."""
     checkpoint = open_checkpoint(ModelOptions(path=str(folder)), parts=[LM])
     if checkpoint.config.lm is None:
         raise SystemExit("the checkpoint has no language model")
     with torch.device("meta"):
         model = Moshi(checkpoint.config.lm, numerics=numerics)
-    load_lm(checkpoint, model, dtype=getattr(torch, dtype))
+    quantizer = None
+    if quant is not None:
+        quantizer = WeightQuantizer(quant, group_size=32, product="auto", exact=False, device=CPU)
+    load_lm(checkpoint, model, dtype=getattr(torch, dtype), quantizer=quantizer)
+    model.quant = None if quantizer is None else quantizer.summary
     return model
 
 

@@ -329,6 +329,8 @@ def plan_run(config: RunConfig, *, offline: bool | None = None) -> Plan:
         kv_dtype=backend.kv_dtype,
         slots=config.engine.slots,
         context=backend.context,
+        quant=backend.quant,
+        quant_group=backend.quant_group,
         parts=parts_needed(config.graph),
         rows_per_slot=2 if (config.sampling.guidance or 1.0) != 1.0 else 1,
     )

@@ -353,8 +353,9 @@ class _Run:
 
     def _chosen(self, engine: Engine) -> str:
         caps = self.models.caps
+        quant = "" if caps.quant is None else f" ({caps.quant})"
         return (
-            f"{self.config.model.name} on {caps.device}, {caps.dtype}, "
+            f"{self.config.model.name} on {caps.device}, {caps.dtype}{quant}, "
             f"{format_count(engine.num_slots, 'slot')}, seed {self.seed}, "
             f"ready in {sum(self.start_s.values()):.1f} s "
             f"({', '.join(f'{what} {seconds:.1f}' for what, seconds in self.start_s.items())})"
@@ -378,6 +379,7 @@ class _Run:
             graph=self.assembly.graph.name,
             device=caps.device if caps else self.config.backend.device,
             dtype=caps.dtype if caps else self.config.backend.dtype,
+            quant=caps.quant if caps else None,
             seed=self.seed,
             output_dir=str(self.config.output_dir),
             slots=engine.num_slots,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from moshi_pipe.errors import BackendError
 from moshi_pipe.hooks import BackendOptions, OwnedRegistry, hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moshi_pipe.hooks import Progress
     from moshi_pipe.models.checkpoint import Checkpoint
-    from moshi_pipe.models.protocols import Codec, SpeechLM
+    from moshi_pipe.models.protocols import Codec, Quantizer, SpeechLM
     from moshi_pipe.nn.backend import TorchOptions
 
 NODES: Final = (
@@ -43,7 +44,14 @@ class BuiltinNodes:
 
 
 class TorchBackend:
-    """The PyTorch backend."""
+    """The PyTorch backend and its quantizer.
+
+    Args:
+        open_quantizer: Finds the quantizer that options name, among those of all plugins.
+    """
+
+    def __init__(self, open_quantizer: Callable[[BackendOptions, str], Quantizer]) -> None:
+        self._open_quantizer = open_quantizer
 
     @hookimpl
     def open_codec(
@@ -63,13 +71,28 @@ class TorchBackend:
         """Open Moshi when ``options.backend`` is ``torch``."""
         if options.backend != "torch":
             return None
-        if options.quant != "none":
-            raise BackendError(
-                f"backend torch has no quantization '{options.quant}'", fix="set quant=none"
-            )
         from moshi_pipe.nn import backend
 
-        return backend.open_lm(checkpoint, _torch_options(options), progress=progress)
+        torch_options = _torch_options(options)
+        quantizer = None
+        if options.quant != "none":
+            quantizer = self._open_quantizer(options, str(torch_options.device))
+        return backend.open_lm(checkpoint, torch_options, quantizer=quantizer, progress=progress)
+
+    @hookimpl
+    def open_quantizer(self, options: BackendOptions, device: str) -> Quantizer | None:
+        """Open the package's own quantizer for ``int8`` and ``int4``."""
+        if options.quant not in ("int8", "int4"):
+            return None
+        from moshi_pipe.nn.weight_quantizer import WeightQuantizer
+
+        return WeightQuantizer(
+            options.quant,
+            group_size=options.quant_group,
+            product=options.quant_kernel,
+            exact=options.numerics == "reference",
+            device=device,
+        )
 
 
 def _torch_options(options: BackendOptions) -> TorchOptions:

@@ -146,6 +146,8 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
             context=values.context,
             codec_backend=values.codec_backend,
             quant=values.quant,
+            quant_group=values.quant_group,
+            quant_kernel=values.quant_kernel,
             own=own,
         ),
         seed=values.seed,

@@ -81,6 +81,8 @@ class RootSchema:
         context: Frames that the language model sees; None takes the model's own.
         codec_backend: What computes the codec; None takes ``backend``.
         quant: How the language model's weights are stored.
+        quant_group: Weights that share a scale, where the form has groups.
+        quant_kernel: How quantized layers multiply.
         backend_options: Options of backends that have some, by backend.
         lead_s: Seconds of silence before the input; None takes what the model wants.
         tail_s: Seconds of silence after the input.
@@ -109,6 +111,8 @@ class RootSchema:
     context: int | None = None
     codec_backend: str | None = None
     quant: str = "none"
+    quant_group: int = 32
+    quant_kernel: str = "auto"
     backend_options: dict[str, Any] = field(default_factory=dict)
     lead_s: float | None = None
     tail_s: float = 0.0

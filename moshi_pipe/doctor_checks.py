@@ -515,6 +515,8 @@ def _faster(caps: Capabilities, config: RunConfig) -> list[str]:
     ways = []
     if on_cpu and config.engine.threads < cores:
         ways.append(f"engine.threads={cores}")
+    if on_cpu and caps.quant is None and caps.backend == "torch":
+        ways.append("quant=int8")
     if caps.dtype == "float32":
         ways.append("dtype=bfloat16")
     if config.engine.slots > 1:

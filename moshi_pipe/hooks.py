@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from moshi_pipe.graph.packet import Packet
     from moshi_pipe.models.checkpoint import Checkpoint
-    from moshi_pipe.models.protocols import Codec, SpeechLM
+    from moshi_pipe.models.protocols import Codec, Quantizer, SpeechLM
 
     Progress = Callable[[int, int], None]
 
@@ -93,7 +93,10 @@ class BackendOptions:
         context: Frames that the language model sees; None takes the checkpoint's.
         codec_backend: Of the codec, where it differs from ``backend``; its :meth:`Hooks.open_codec`
             finds it under ``backend``.
-        quant: How the language model's weights are stored: ``none``, ``int8`` ...
+        quant: How the language model's weights are stored: ``none``, ``int8``, ``int4`` or a name
+            of a plugin's quantizer.
+        quant_group: Weights that share a scale, where the form has groups.
+        quant_kernel: ``auto``, or the quantizer's name for a way to multiply.
         own: Options of backends that registered some, by backend: instances of their dataclasses.
     """
 
@@ -105,6 +108,8 @@ class BackendOptions:
     context: int | None = None
     codec_backend: str | None = None
     quant: str = "none"
+    quant_group: int = 32
+    quant_kernel: str = "auto"
     own: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -209,6 +214,32 @@ class Hooks:
 
         Raises:
             BackendError: The backend is yours but cannot run here.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def open_quantizer(self, options: BackendOptions, device: str) -> Quantizer | None:
+        """Open what makes the linear layers of the PyTorch backend smaller.
+
+        Contract:
+            Caller: Backend ``torch``, through :meth:`moshi_pipe.plugins.Plugins.open_quantizer`.
+            When: Before the language model's weights are read, unless ``options.quant`` is
+                ``none``.
+            Thread: The one that will step the model.
+            Often: Once per language model.
+            Answers: The first that is not None wins; plugins found last are asked first.
+            None: ``options.quant`` is not yours.
+            Time: A second is fine; its layers may take what measuring products takes.
+
+        Args:
+            options: ``options.quant`` names the form; the rest says how the model runs.
+            device: Where its layers must live, such as ``cpu`` or ``cuda:0``.
+
+        Returns:
+            A quantizer, or None when ``options.quant`` is not yours.
+
+        Raises:
+            BackendError: The form is yours but cannot be used here.
         """
         raise NotImplementedError
 

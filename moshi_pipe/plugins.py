@@ -29,11 +29,11 @@ from moshi_pipe.hooks import API_VERSION, PROJECT, Command, Hooks, NodeRegistry
 from moshi_pipe.registry import BUILT_IN, plugin_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from moshi_pipe.hooks import BackendOptions, Progress
     from moshi_pipe.models.checkpoint import Checkpoint
-    from moshi_pipe.models.protocols import Codec, SpeechLM
+    from moshi_pipe.models.protocols import Codec, Quantizer, SpeechLM
 
 PLUGINS_VARIABLE: Final = "MOSHI_PIPE_PLUGINS"
 """Environment variable: modules to load as plugins, and ``no:NAME`` to leave one out, by commas."""
@@ -112,7 +112,10 @@ class Plugins:
             CheckpointError: The weights cannot be used.
         """
         options = replace(options, backend=options.codec_backend or options.backend)
-        codec: Codec = self._open("codec", "a codec", checkpoint, options, progress)
+        given = {"checkpoint": checkpoint, "options": options, "progress": progress}
+        codec: Codec | None = self._open("codec", f"backend '{options.backend}'", given)
+        if codec is None:
+            raise self._no_backend("a codec", options)
         return codec
 
     def open_lm(
@@ -124,8 +127,27 @@ class Plugins:
             BackendError: No plugin has this backend, or it cannot run here.
             CheckpointError: The weights cannot be used.
         """
-        lm: SpeechLM = self._open("lm", "a language model", checkpoint, options, progress)
+        given = {"checkpoint": checkpoint, "options": options, "progress": progress}
+        lm: SpeechLM | None = self._open("lm", f"backend '{options.backend}'", given)
+        if lm is None:
+            raise self._no_backend("a language model", options)
         return lm
+
+    def open_quantizer(self, options: BackendOptions, device: str) -> Quantizer:
+        """Open the quantizer that ``options.quant`` names.
+
+        Raises:
+            BackendError: No plugin has it, or it cannot be used here.
+        """
+        given = {"options": options, "device": device}
+        quantizer: Quantizer | None = self._open("quantizer", f"quant '{options.quant}'", given)
+        if quantizer is None:
+            raise BackendError(
+                f"no plugin quantizes to '{options.quant}'",
+                got="; ".join(self.warnings()) or None,
+                wanted=closest(options.quant, ["none", "int8", "int4"]),
+            )
+        return quantizer
 
     def warnings(self) -> list[str]:
         """A sentence per plugin that was left out, unless a user said so."""
@@ -139,19 +161,18 @@ class Plugins:
         fix = "\n".join([*([error.fix] if error.fix else []), *warnings])
         return type(error)(error.what, got=error.got, wanted=error.wanted, fix=fix)
 
-    def _open(
-        self,
-        part: str,
-        what: str,
-        checkpoint: Checkpoint,
-        options: BackendOptions,
-        progress: Progress,
-    ) -> Any:
-        """Ask the plugins for a model, the last one first, until one answers.
+    def _no_backend(self, what: str, options: BackendOptions) -> BackendError:
+        return BackendError(
+            f"no plugin opens {what} with backend '{options.backend}'",
+            got="; ".join(self.warnings()) or None,
+            fix="see `moshi-pipe plugins`; backend=torch comes with the package",
+        )
+
+    def _open(self, part: str, about: str, given: Mapping[str, Any]) -> Any:
+        """Ask the plugins for a part, the last one first, until one answers; None when none does.
 
         pluggy would do the same, and not say whose hook raised.
         """
-        given = {"checkpoint": checkpoint, "options": options, "progress": progress}
         hook = getattr(self.manager.hook, f"open_{part}")
         for plugin in reversed(hook.get_hookimpls()):
             try:
@@ -161,16 +182,11 @@ class Plugins:
             except Exception as error:
                 if plugin.plugin_name in BUILT_IN:
                     raise
-                about = f"backend '{options.backend}'"
                 raise plugin_failed(about, plugin.plugin_name, f"open_{part}", error) from error
             if opened is not None:
                 self.opened_by[part] = plugin.plugin_name
                 return opened
-        raise BackendError(
-            f"no plugin opens {what} with backend '{options.backend}'",
-            got="; ".join(self.warnings()) or None,
-            fix="see `moshi-pipe plugins`; backend=torch comes with the package",
-        )
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +224,7 @@ def load_plugins(
     blocked, modules = _asked_for(environ.get(PLUGINS_VARIABLE, ""))
     found = [
         _Candidate("nodes", "built in", BuiltinNodes),
-        _Candidate("torch", "built in", TorchBackend),
+        _Candidate("torch", "built in", partial(TorchBackend, plugins.open_quantizer)),
     ]
     found += _installed() if installed else []
     found += [_module(reference) for reference in modules]

@@ -120,6 +120,7 @@ class RunReport:
         start: What the time until ready was spent on, in seconds.
         verdict: Live: whether it kept up, and if not, why.
         live: Live: the numbers behind the verdict.
+        quant: How linear weights were stored, in one line; None where they were of ``dtype``.
     """
 
     model: str
@@ -144,6 +145,7 @@ class RunReport:
     start: dict[str, float] = field(default_factory=dict)
     verdict: str | None = None
     live: dict[str, Any] = field(default_factory=dict)
+    quant: str | None = None
 
     @property
     def speed(self) -> float:

@@ -652,17 +652,22 @@ def test_one_frame_in_a_hundred_may_be_late(num_frames: int, num_late: int, stat
         (
             CPU,
             ["engine.slots=2"],
-            "engine.threads=8, dtype=bfloat16, fewer engine.slots, a smaller model, "
+            "engine.threads=8, quant=int8, dtype=bfloat16, fewer engine.slots, a smaller model, "
             "a GPU (device=cuda)",
         ),
         (Capabilities("torch", "cuda:0", "bfloat16"), [], "a smaller model"),
         (
             Capabilities("torch", "cpu", "bfloat16"),
             ["engine.threads=8"],
-            "a smaller model, a GPU (device=cuda)",
+            "quant=int8, a smaller model, a GPU (device=cuda)",
+        ),
+        (
+            Capabilities("torch", "cpu", "bfloat16", "int8"),
+            [],
+            "engine.threads=8, a smaller model, a GPU (device=cuda)",
         ),
     ],
-    ids=["cpu", "cuda", "cpu, all cores"],
+    ids=["cpu", "cuda", "cpu, all cores", "cpu, int8"],
 )
 def test_advice_names_what_was_not_tried(
     monkeypatch: pytest.MonkeyPatch, caps: Capabilities, words: list[str], ways: str

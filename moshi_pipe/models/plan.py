@@ -20,15 +20,21 @@ from moshi_pipe.models.checkpoint import (
     ModelOptions,
     read_specs,
 )
-from moshi_pipe.models.layout import TensorSpec, lm_layout, mimi_layout
+from moshi_pipe.models.layout import TensorSpec, is_linear, lm_layout, mimi_layout
 from moshi_pipe.models.spec import LMSpec, MimiSpec, TransformerSpec, gated_hidden
 from moshi_pipe.units import format_bytes, format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 DTYPE_SIZES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per element of the types that a model can run in."""
+
+LINEAR_BITS: Final[Mapping[str, Callable[[int], float]]] = {
+    "int8": lambda group: 8.0,  # and 4 bytes a row, under a thousandth
+    "int4": lambda group: 4 + 32 / group,
+}
+"""Bits of an element of a quantized linear weight, from the size of a group."""
 
 _FLOAT: Final = 4
 _RUNTIME_CPU: Final = 450_000_000  # bytes: Python and torch after import
@@ -141,6 +147,8 @@ def plan_model(
     context: int | None = None,
     parts: Sequence[str] = (LM, MIMI),
     rows_per_slot: int = 1,
+    quant: str = "none",
+    quant_group: int = 32,
 ) -> Plan:
     """Predict the memory of a run.
 
@@ -153,6 +161,9 @@ def plan_model(
         context: Frames that the language model sees; None takes the model's own.
         parts: ``lm`` and ``mimi``, or one of them.
         rows_per_slot: 2 with classifier-free guidance.
+        quant: How linear weights are stored; a form that is not ``int8`` or ``int4`` counts as
+            none, with a warning.
+        quant_group: Weights that share a scale, for ``int4``.
 
     Raises:
         CheckpointError: The model's config cannot be had or used.
@@ -174,7 +185,15 @@ def plan_model(
     lm = config.lm if LM in parts else None
     if lm is not None:
         tensors += _weights_of(config)
-        rows += lm_rows(lm, dtype, kv_dtype or dtype, slots * rows_per_slot, context, slots)
+        rows += lm_rows(
+            lm,
+            dtype,
+            kv_dtype or dtype,
+            slots * rows_per_slot,
+            context,
+            slots,
+            LINEAR_BITS[quant](quant_group) if quant in LINEAR_BITS else None,
+        )
     if MIMI in parts:
         tensors += mimi_layout(mimi).tensors.values()
         rows += mimi_rows(mimi, slots)
@@ -189,7 +208,7 @@ def plan_model(
         rows=tuple(rows),
         free_bytes=_free_bytes(device, gpus),
         num_parameters=sum(spec.num_elements for spec in tensors),
-        warnings=("this model's weights are random",) if config.is_random else (),
+        warnings=_warnings(config, quant),
     )
 
 
@@ -200,6 +219,7 @@ def lm_rows(
     num_rows: int,
     context: int | None = None,
     slots: int = 1,
+    linear_bits: float | None = None,
 ) -> list[PlanRow]:
     """Memory of a language model.
 
@@ -210,16 +230,20 @@ def lm_rows(
         num_rows: Rows of state: slots, twice that with guidance.
         context: Frames seen; None takes the model's own.
         slots: Sessions, for the cost of one.
+        linear_bits: Of an element of a linear weight; None where it is of ``dtype``.
     """
     size = DTYPE_SIZES[dtype]
     stacks = {"temporal": 0, "depth": 0, "embeddings and heads": 0}
     for name, spec in lm_layout(lm).tensors.items():
         if name.endswith("_scb"):
             continue  # int8 weights become the model's type when they are loaded
-        bytes_each = _FLOAT if name.startswith("condition_provider.") else size
+        kept = name.startswith("condition_provider.")
+        bytes_each: float = _FLOAT if kept else size
+        if linear_bits is not None and not kept and is_linear(name):
+            bytes_each = linear_bits / 8
         is_table = "emb" in name or name.startswith(("text_linear", "linears", "extra_heads"))
         part = "temporal" if name.startswith("transformer.") else "depth"
-        stacks["embeddings and heads" if is_table else part] += spec.num_elements * bytes_each
+        stacks["embeddings and heads" if is_table else part] += int(spec.num_elements * bytes_each)
     rows = [PlanRow("lm", f"weights, {what}", count) for what, count in stacks.items() if count]
     frames = context or lm.temporal.context or 0
     kv_size = DTYPE_SIZES[kv_dtype]
@@ -295,6 +319,13 @@ def _free_bytes(device: str, gpus: Sequence[int]) -> int | None:
         return None  # shared with everything else that runs
     kinds = ("auto", "cpu", "cuda", "mps")
     raise ConfigError(f"unknown device '{device}'", wanted=closest(device, kinds))
+
+
+def _warnings(config: ModelConfig, quant: str) -> tuple[str, ...]:
+    warnings = ["this model's weights are random"] if config.is_random else []
+    if quant not in ("none", *LINEAR_BITS):
+        warnings.append(f"the size of quant={quant} is not known: counted as quant=none")
+    return tuple(warnings)
 
 
 def _weights_of(config: ModelConfig) -> list[TensorSpec]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from moshi_pipe.models.spec import CodecSpec, LMSpec
 
@@ -32,11 +32,13 @@ class Capabilities:
         backend: Name users choose it by, such as ``torch``.
         device: Device it runs on, such as ``cpu`` or ``cuda:0``.
         dtype: Weights' type, such as ``float32``.
+        quant: How linear weights are stored, in one line; None where they are of ``dtype``.
     """
 
     backend: str
     device: str
     dtype: str
+    quant: str | None = None
 
 
 @dataclass(slots=True)
@@ -85,6 +87,41 @@ class Step:
     codes_BK: Tensor
     finite_B: Tensor
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Quantizer(Protocol):
+    """Turns linear layers of the PyTorch backend into smaller ones, one by one, while it loads."""
+
+    @property
+    def summary(self) -> str:
+        """What became of the layers, in one line for the report."""
+
+    def linear(self, name: str, weight_OD: Tensor, bias_O: Tensor | None) -> nn.Module:
+        """Make the module that stands for ``x @ weight.T + bias``.
+
+        Args:
+            name: In-memory name of the weight.
+            weight_OD: ``[O, D]`` of the file's type, on the CPU; overwritten after the call.
+            bias_O: Or None.
+
+        Returns:
+            Takes ``[..., D]`` and gives ``[..., O]`` of the same type; on the model's device.
+        """
+
+    def adopt_int8(
+        self, name: str, codes_OD: Tensor, absmax_O: Tensor, bias_O: Tensor | None
+    ) -> nn.Module | None:
+        """Take the int8 weights of a file as they are: ``weight = codes * absmax / 127``.
+
+        Args:
+            name: In-memory name of the weight.
+            codes_OD: int8, on the CPU; overwritten after the call.
+            absmax_O: Largest magnitude of each row, float32; likewise.
+            bias_O: Or None.
+
+        Returns:
+            The module; None to be given the widened weight instead.
+        """
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moshi_pipe.models.checkpoint import Checkpoint
+    from moshi_pipe.models.protocols import Quantizer
     from moshi_pipe.models.spec import LMSpec
 
 DTYPES: Final = {
@@ -116,6 +117,7 @@ def open_lm(
     checkpoint: Checkpoint,
     options: TorchOptions,
     *,
+    quantizer: Quantizer | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Moshi:
     """Build the language model of a checkpoint and load its weights.
@@ -123,6 +125,7 @@ def open_lm(
     Args:
         checkpoint: Opened with its language model.
         options: Where and how to run.
+        quantizer: Replaces linear layers while they are loaded; None leaves them.
         progress: Called with bytes done and bytes in all.
 
     Raises:
@@ -135,7 +138,10 @@ def open_lm(
     spec = with_context(spec, options.context)
     with torch.device("meta"):
         model = Moshi(spec, numerics=options.numerics, kv_dtype=options.kv_dtype)
-    load_lm(checkpoint, model, options.device, options.dtype, progress=progress)
+    load_lm(
+        checkpoint, model, options.device, options.dtype, quantizer=quantizer, progress=progress
+    )
+    model.quant = None if quantizer is None else quantizer.summary
     return model
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moshi_pipe.models.checkpoint import Checkpoint
+    from moshi_pipe.models.protocols import Quantizer
 
 Progress = Callable[[int, int], None]
 """Called with bytes read so far and bytes in all."""
@@ -77,12 +78,13 @@ def load_lm(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     *,
+    quantizer: Quantizer | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Load a language model.
 
-    Conditions stay float32, LoRA is added to the weights, int8 weights become ``dtype``, and
-    Hibiki reads an end of stream that it emits too early as padding.
+    Conditions stay float32, LoRA is added to the weights, int8 weights become ``dtype`` where no
+    quantizer takes them, and Hibiki reads an end of stream that it emits too early as padding.
 
     Raises:
         CheckpointError: See :func:`load_into`.
@@ -102,6 +104,7 @@ def load_lm(
         keep_float32=keeps_float32,
         check_finite=checkpoint.check_finite,
         lora=lora,
+        quantizer=quantizer,
         progress=progress,
     )
     if checkpoint.config.model_type == "hibiki":
@@ -126,6 +129,7 @@ def load_into(
     keep_float32: Callable[[str], bool] = lambda name: False,
     check_finite: bool = True,
     lora: _Lora | None = None,
+    quantizer: Quantizer | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Fill a module from a safetensors file.
@@ -141,6 +145,7 @@ def load_into(
         keep_float32: Names that become float32 instead.
         check_finite: Refuse NaN and infinity.
         lora: Low-rank update to add, or None.
+        quantizer: Replaces linear layers, those of ``keep_float32`` excepted; None leaves them.
         progress: Called after every tensor.
 
     Raises:
@@ -150,18 +155,24 @@ def load_into(
     """
     header = check_weights(path, layout)
     _refuse_strangers(module, layout, path)
+
+    def prepare(tensor: Tensor, name: str) -> Tensor:
+        if check_finite:
+            _refuse_not_finite(tensor, name, path)
+        return tensor if lora is None else lora.add_to(tensor, name)
+
     done = 0
     with _reading(path) as file, torch.no_grad():
         reader = _Reader(file, header, layout)
         for name in reader.names():
-            target = torch.float32 if keep_float32(name) else dtype
+            kept = keep_float32(name)
+            target = torch.float32 if kept else dtype
             with _room_for(name, device):
-                tensor = reader.read(name, target, torch.device(device))
-                if check_finite:
-                    _refuse_not_finite(tensor, name, path)
-                if lora is not None:
-                    tensor = lora.add_to(tensor, name)
-            _assign(module, name, tensor)
+                if quantizer is not None and is_linear(name) and not kept:
+                    _quantize(module, name, reader, quantizer, prepare)
+                else:
+                    tensor = reader.read(name, target, torch.device(device))
+                    _assign(module, name, prepare(tensor, name))
             done += layout.tensors[name].num_bytes
             if progress is not None:
                 progress(done, header.data_bytes)
@@ -215,6 +226,19 @@ class _Reader:
         raw = self._through_scratch(name)
         # Narrow types cross to a GPU before they widen; on a CPU this is the one copy.
         return raw.to(device).to(dtype) if device.type != "cpu" else raw.to(dtype, copy=True)
+
+    def read_int8(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Codes, until the next tensor is read, and row maxima; None where the file has neither."""
+        if self._places[name].dtype != torch.int8:
+            return None
+        absmax_O = self._through_scratch(f"{name}_scb").clone()
+        return self._through_scratch(name), absmax_O
+
+    def read_stored(self, name: str) -> Tensor:
+        """Read one tensor in the file's floating type, until the next is read."""
+        if self._places[name].dtype == torch.int8:
+            return self.read(name, torch.float32, torch.device("cpu"))
+        return self._through_scratch(name)
 
     def _through_scratch(self, name: str) -> Tensor:
         """Read one tensor into memory that the next one overwrites.
@@ -319,6 +343,26 @@ def _refuse_not_finite(tensor: Tensor, name: str, path: Path) -> None:
             wanted="finite numbers",
             fix="download or copy the file again; with dtype=float16 try bfloat16",
         )
+
+
+def _quantize(
+    module: nn.Module,
+    name: str,
+    reader: _Reader,
+    quantizer: Quantizer,
+    prepare: Callable[[Tensor, str], Tensor],
+) -> None:
+    """Put what a quantizer makes of one weight in the place of its linear layer."""
+    place = name.removesuffix(".weight")
+    parent, _, last = place.rpartition(".")
+    owner, plain = module.get_submodule(parent), module.get_submodule(place)
+    bias_O = plain.bias if isinstance(plain, nn.Linear) else None
+    stored, made = reader.read_int8(name), None
+    if stored is not None:
+        made = quantizer.adopt_int8(name, *stored, bias_O)
+    if made is None:
+        made = quantizer.linear(name, prepare(reader.read_stored(name), name), bias_O)
+    owner.register_module(last, made)
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

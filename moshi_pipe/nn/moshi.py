@@ -66,6 +66,9 @@ class Moshi(nn.Module):
         numerics: ``reference`` keeps the reference's form of every operation, so that logits are
             bit-identical to it; ``fast`` may reorder sums.
         kv_dtype: Type of stored keys and values; None takes the weights'.
+
+    Attributes:
+        quant: How linear weights are stored, in one line; None where they are of the model's type.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Moshi(nn.Module):
             raise ConfigError("the language model needs a context", wanted="a number of frames")
         self.lm = lm
         self.kv_dtype = kv_dtype
+        self.quant: str | None = None
         self.fast = numerics == "fast"
         self._apply_linear = apply_fast if self.fast else apply_plain
         dim = lm.temporal.dim
@@ -130,7 +134,7 @@ class Moshi(nn.Module):
     def caps(self) -> Capabilities:
         """Where this model runs."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return Capabilities(backend="torch", device=str(self.device), dtype=dtype)
+        return Capabilities("torch", str(self.device), dtype, self.quant)
 
     @property
     def device(self) -> torch.device:
