@@ -102,11 +102,23 @@ class RustCodec:
 
 def _spec_json(mimi: MimiSpec) -> str:
     transformer = mimi.transformer
-    names = (
-        "sample_rate frame_size channels dimension num_filters ratios kernel_size "
-        "residual_kernel_size last_kernel_size num_residual_layers dilation_base compress "
-        "quantizer_dim num_active cardinality"
-    ).split()
+    names = [
+        "sample_rate",
+        "frame_size",
+        "channels",
+        "dimension",
+        "num_filters",
+        "ratios",
+        "kernel_size",
+        "residual_kernel_size",
+        "last_kernel_size",
+        "num_residual_layers",
+        "dilation_base",
+        "compress",
+        "quantizer_dim",
+        "num_active",
+        "cardinality",
+    ]
     return json.dumps(
         {
             **{name: getattr(mimi, name) for name in names},
