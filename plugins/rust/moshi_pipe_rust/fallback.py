@@ -2,8 +2,12 @@
 
 Measured on rustymimi 0.4.1: ``reset()`` leaves the down-sampling's state behind, a stream ends with
 an error at ``max_seq_len``, and decoding takes exactly the number of codes that the tokenizer was
-made for. So every stream gets a tokenizer of its own, made ahead, with a limit of a day. They
+made for. So every stream gets a tokenizer of its own, made ahead, with a limit of 3.3 hours. They
 share no weights: each takes about 370 MB.
+
+Once a stream is older than the attention's window, from frame 125 on, its results leave those of
+PyTorch: over 160 frames of a random codec, 20 of the last 35 frames had another code, and decoded
+audio differed by 1.3 % of its peak. The extension, built on a newer release, stays equal.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ impl Weights {
                 if rows % parts != 0 {
                     candle::bail!("'{name}' {rows} rows do not hold {parts} sets of weights")
                 }
-                whole.narrow(0, part * (rows / parts), rows / parts)?.contiguous()
+                // A copy: candle quantizes from the start of the storage, wherever a view begins.
+                whole.narrow(0, part * (rows / parts), rows / parts)?.force_contiguous()
             }
         }
     }

@@ -223,7 +223,7 @@ def test_non_finite_logits_are_reported_per_slot(tmp_path: Path) -> None:
     assert step.finite_B.tolist() == [True, False]
 
 
-def test_failures_are_one_line(rust: RustLM, tmp_path: Path, monkeypatch: object) -> None:
+def test_failures_are_one_line(rust: RustLM, tmp_path: Path) -> None:
     column_BS = torch.full((1, rust.spec.num_streams), 10_000)
     runner = Runner(rust, 1)
     with pytest.raises(BackendError, match="id 10000 is beyond a table") as caught:
@@ -243,7 +243,7 @@ def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
         rust_lm(path, reference.spec)
 
     path = write_lm(tmp_path, reference, lambda t: {k: t[k] for k in t if "linears.1" not in k})
-    with pytest.raises(BackendError, match="no tensor 'linears.1.weight'"):
+    with pytest.raises(BackendError, match=r"no tensor 'linears\.1\.weight'"):
         rust_lm(path, reference.spec)
 
 
