@@ -119,7 +119,8 @@ pub fn attend(
     let stride = values.len() / count;
     let size = heads.queries * heads.width;
     let mut out = vec![0f32; count * size];
-    let rows = values.chunks_exact_mut(stride).zip(rings.iter_mut()).zip(out.chunks_exact_mut(size));
+    let rows =
+        values.chunks_exact_mut(stride).zip(rings.iter_mut()).zip(out.chunks_exact_mut(size));
     for (n, ((row, ring), out)) in rows.enumerate() {
         let (place, kv) = (places[n], heads.keys * heads.width);
         if let Some(rotation) = rotation {
@@ -217,12 +218,8 @@ fn over_ring_inner<T: Number>(q: &[f32], keys: &[T], values: &[T], out: &mut [f3
         .map(|key| {
             let mut lanes = [0f32; LANES];
             let (heads, tails) = (q.chunks_exact(LANES), key.chunks_exact(LANES));
-            let rest: f32 = heads
-                .remainder()
-                .iter()
-                .zip(tails.remainder())
-                .map(|(a, b)| a * b.wide())
-                .sum();
+            let rest: f32 =
+                heads.remainder().iter().zip(tails.remainder()).map(|(a, b)| a * b.wide()).sum();
             for (a, b) in heads.zip(tails) {
                 for l in 0..LANES {
                     lanes[l] += a[l] * b[l].wide();

@@ -152,9 +152,7 @@ impl Codec {
             let frame = &pcm[slot * size..(slot + 1) * size];
             let frame = Tensor::from_slice(frame, shape, &self.device)?;
             let codes = mimi.encode_step(&frame.into(), &StreamMask::empty())?;
-            let Some(codes) = codes.as_option() else {
-                candle::bail!("a frame gave no codes")
-            };
+            let Some(codes) = codes.as_option() else { candle::bail!("a frame gave no codes") };
             codes.i((0, .., 0))?.to_dtype(DType::I64)?.to_vec1()
         };
         self.each(valid, state, self.spec.num_active, size, pcm.len(), run)

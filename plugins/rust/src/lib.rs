@@ -5,6 +5,7 @@ mod codec;
 mod fault;
 mod linear;
 mod lm;
+mod peer;
 mod rows;
 mod sampling;
 mod weights;
@@ -185,8 +186,7 @@ impl Lm {
         state: &mut LmState,
     ) -> PyResult<(Array<'py, f32>, Array<'py, f32>)> {
         let (column, state) = (numbers(&column)?, &mut state.0);
-        let found =
-            detached(py, || self.0.temporal(&column, &valid, guidance.as_deref(), state))?;
+        let found = detached(py, || self.0.temporal(&column, &valid, guidance.as_deref(), state))?;
         let (text, heads, classes) = self.0.spec.heads();
         Ok((
             shaped(py, found.text_logits, &[valid.len(), text])?,
@@ -250,6 +250,18 @@ fn read_tensor<'py>(py: Python<'py>, path: PathBuf, name: &str) -> PyResult<Arra
     shaped(py, values, &shape)
 }
 
+/// Runs the `moshi` crate's own language model, for comparison: see `peer::greedy`.
+#[pyfunction]
+fn peer_greedy(
+    py: Python<'_>,
+    path: PathBuf,
+    config: &str,
+    columns: Vec<Vec<i64>>,
+) -> PyResult<Vec<(u32, Vec<u32>)>> {
+    let config = serde_json::from_str(config).map_err(refuse)?;
+    detached(py, || peer::greedy(&path, config, &columns))
+}
+
 /// What the extension was built for, and how many threads it uses.
 #[pyfunction]
 fn build_info() -> (Vec<&'static str>, usize) {
@@ -271,5 +283,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Lm>()?;
     module.add_class::<LmState>()?;
     module.add_function(wrap_pyfunction!(read_tensor, module)?)?;
+    module.add_function(wrap_pyfunction!(peer_greedy, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)
 }

@@ -458,8 +458,10 @@ impl Model {
             return Ok(x);
         }
         let zero = Tensor::zeros((1, self.spec.temporal.dim), x.dtype(), x.device())?;
-        let rows: Vec<&Tensor> =
-            running.iter().map(|&row| state.rows[row].condition.as_ref().unwrap_or(&zero)).collect();
+        let rows: Vec<&Tensor> = running
+            .iter()
+            .map(|&row| state.rows[row].condition.as_ref().unwrap_or(&zero))
+            .collect();
         x + Tensor::cat(&rows, 0)?
     }
 
