@@ -16,6 +16,7 @@ from moshi_pipe.errors import CheckpointError
 from moshi_pipe.models import hub
 from moshi_pipe.models.layout import lm_layout, mimi_layout
 from moshi_pipe.models.released import RELEASED_CONFIGS
+from moshi_pipe.models.safetensors_header import read_header
 from moshi_pipe.models.spec import MOSHI_7B_CONFIG, LMSpec, MimiSpec
 from moshi_pipe.models.weight_check import check_weights
 
@@ -189,14 +190,28 @@ class Checkpoint:
     def check(self) -> None:
         """Compare every file that was found with what the config predicts, reading headers alone.
 
+        Candle's forms of a language model are left to the backend that reads them.
+
         Raises:
             CheckpointError: Tensors are missing, unknown or misshapen (all listed together), a
                 file is damaged or of another format.
         """
         if self.mimi_weights is not None and self.mimi is not None:
             check_weights(self.mimi_weights, mimi_layout(self.mimi))
-        if self.lm_weights is not None and self.config.lm is not None:
-            check_weights(self.lm_weights, lm_layout(self.config.lm))
+        if self.lm_weights is None or self.config.lm is None or is_candle_file(self.lm_weights):
+            return
+        check_weights(self.lm_weights, lm_layout(self.config.lm))
+
+
+def is_candle_file(path: Path) -> bool:
+    """Whether a language model is in candle's form: GGUF, or a depth transformer per codebook.
+
+    Raises:
+        CheckpointError: A safetensors file is damaged.
+    """
+    if path.suffix == ".gguf":
+        return True
+    return "depformer.0.linear_in.weight" in read_header(path).entries
 
 
 def open_checkpoint(options: ModelOptions, *, parts: Sequence[str] = ALL_PARTS) -> Checkpoint:

@@ -1,0 +1,1 @@
+"""Moshi and Mimi on candle, as a backend of moshi-pipe."""

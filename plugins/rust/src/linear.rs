@@ -1,0 +1,216 @@
+//! Products with weights and lookups in tables, on whatever device the model is on.
+
+use std::sync::Arc;
+
+use candle::quantized::{GgmlDType, QMatMul, QTensor};
+use candle::{DType, Device, Module, Result, Tensor};
+
+use crate::rows::{Rows, BLOCK};
+use crate::weights::{Piece, Weights};
+
+/// How weights are kept and where.
+#[derive(Clone)]
+pub struct Placement {
+    pub device: Device,
+    /// Of weights that are not quantized.
+    pub dtype: DType,
+    /// Linear weights become Q8_0 where the file does not quantize them already.
+    pub quantize: bool,
+    /// Use candle's own operations on the CPU too, as another device does.
+    pub portable: bool,
+}
+
+impl Placement {
+    /// Whether our own CPU kernels are used.
+    pub fn own(&self) -> bool {
+        self.device.is_cpu() && !self.portable
+    }
+
+    /// Type of activations: candle has no bfloat16 products on a CPU, and none with quantized
+    /// weights.
+    pub fn compute(&self) -> DType {
+        if self.device.is_cpu() || self.quantize {
+            DType::F32
+        } else {
+            self.dtype
+        }
+    }
+}
+
+/// `x @ weight.T`.
+pub enum Linear {
+    Rows(Rows),
+    Plain(Tensor),
+    Quantized(QMatMul),
+}
+
+impl Linear {
+    /// Loads the first of several pieces that the file has.
+    pub fn load(
+        weights: &Weights,
+        pieces: &[Piece],
+        shape: (usize, usize),
+        place: &Placement,
+    ) -> Result<Self> {
+        let piece = weights.find(pieces)?;
+        let name = &piece.name;
+        if piece.parts == 1 {
+            if let Some(stored) = weights.quantized(name, &Device::Cpu)? {
+                expect(name, stored.shape().dims(), shape)?;
+                if is_blocks(&stored) {
+                    return Self::quantized(weights, name, stored, place);
+                }
+            }
+        }
+        let tensor = weights.read(piece, &Device::Cpu)?;
+        expect(name, tensor.dims(), shape)?;
+        if place.quantize && shape.1 % BLOCK == 0 {
+            let stored = Arc::new(QTensor::quantize(&tensor, GgmlDType::Q8_0)?);
+            if place.own() {
+                return Ok(Self::Rows(Rows::from_q8(&stored)?));
+            }
+            let tensor = tensor.to_dtype(DType::F32)?;
+            let moved = QTensor::quantize_onto(&tensor, GgmlDType::Q8_0, &place.device)?;
+            return Ok(Self::Quantized(QMatMul::from_arc(Arc::new(moved))?));
+        }
+        if place.own() {
+            return Ok(Self::Rows(Rows::from_tensor(&tensor.to_dtype(place.dtype)?)?));
+        }
+        Ok(Self::Plain(tensor.to_dtype(place.compute())?.to_device(&place.device)?))
+    }
+
+    fn quantized(
+        weights: &Weights,
+        name: &str,
+        stored: Arc<QTensor>,
+        place: &Placement,
+    ) -> Result<Self> {
+        if place.own() && stored.dtype() == GgmlDType::Q8_0 {
+            return Ok(Self::Rows(Rows::from_q8(&stored)?));
+        }
+        let stored = if place.device.is_cpu() {
+            stored
+        } else {
+            match weights.quantized(name, &place.device)? {
+                Some(moved) => moved,
+                None => stored,
+            }
+        };
+        Ok(Self::Quantized(QMatMul::from_arc(stored)?))
+    }
+
+    /// `[n, in]` to `[n, out]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Rows(rows) => rows.product(x),
+            Self::Plain(weight) => x.matmul(&weight.t()?),
+            Self::Quantized(weight) => weight.forward(x),
+        }
+    }
+
+    pub fn num_bytes(&self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.num_bytes(),
+            Self::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Self::Quantized(QMatMul::QTensor(stored)) => stored.storage_size_in_bytes(),
+            Self::Quantized(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => {
+                weight.elem_count() * weight.dtype().size_in_bytes()
+            }
+        }
+    }
+}
+
+/// A table of embeddings.
+pub enum Table {
+    Rows(Rows),
+    Plain(Tensor),
+}
+
+impl Table {
+    pub fn load(
+        weights: &Weights,
+        pieces: &[Piece],
+        shape: (usize, usize),
+        place: &Placement,
+    ) -> Result<Self> {
+        let name = &weights.find(pieces)?.name;
+        if place.own() {
+            if let Some(stored) = weights.quantized(name, &Device::Cpu)? {
+                if stored.dtype() == GgmlDType::Q8_0 {
+                    expect(name, stored.shape().dims(), shape)?;
+                    return Ok(Self::Rows(Rows::from_q8(&stored)?));
+                }
+            }
+        }
+        let tensor = weights.tensor(name, &Device::Cpu)?;
+        expect(name, tensor.dims(), shape)?;
+        if place.own() {
+            return Ok(Self::Rows(Rows::from_tensor(&tensor.to_dtype(place.dtype)?)?));
+        }
+        Ok(Self::Plain(tensor.to_dtype(place.compute())?.to_device(&place.device)?))
+    }
+
+    /// Makes one row equal to another.
+    pub fn copy_row(&mut self, from: usize, to: usize) -> Result<()> {
+        match self {
+            Self::Rows(rows) => rows.copy_row(from, to),
+            Self::Plain(table) => {
+                let row = table.narrow(0, from, 1)?.copy()?;
+                table.slice_set(&row, 0, to)?
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks ids up: `[n, width]`. -1 gives zero, any other negative id acts as 0.
+    pub fn lookup(&self, ids: &[i64]) -> Result<Tensor> {
+        let (height, width) = match self {
+            Self::Rows(rows) => (rows.rows, rows.cols),
+            Self::Plain(table) => table.dims2()?,
+        };
+        if let Some(id) = ids.iter().find(|&&id| id >= height as i64) {
+            candle::bail!("id {id} is beyond a table of {height} rows")
+        }
+        let at = |id: i64| id.max(0) as usize;
+        match self {
+            Self::Rows(rows) => {
+                let mut out = vec![0f32; ids.len() * width];
+                for (id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
+                    if *id != -1 {
+                        rows.row(at(*id), out)
+                    }
+                }
+                Tensor::from_vec(out, (ids.len(), width), &Device::Cpu)
+            }
+            Self::Plain(table) => {
+                let device = table.device();
+                let index: Vec<u32> = ids.iter().map(|&id| at(id) as u32).collect();
+                let found = table.index_select(&Tensor::new(index, device)?, 0)?;
+                if ids.iter().all(|&id| id != -1) {
+                    return Ok(found);
+                }
+                let keep: Vec<f32> = ids.iter().map(|&id| f32::from(id != -1)).collect();
+                let keep = Tensor::from_vec(keep, (ids.len(), 1), device)?;
+                found.broadcast_mul(&keep.to_dtype(found.dtype())?)
+            }
+        }
+    }
+
+    pub fn num_bytes(&self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.num_bytes(),
+            Self::Plain(table) => table.elem_count() * table.dtype().size_in_bytes(),
+        }
+    }
+}
+
+fn is_blocks(stored: &QTensor) -> bool {
+    !matches!(stored.dtype(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16)
+}
+
+fn expect(name: &str, got: &[usize], wanted: (usize, usize)) -> Result<()> {
+    if got != [wanted.0, wanted.1] {
+        candle::bail!("'{name}' is {got:?}, the config says [{}, {}]", wanted.0, wanted.1)
+    }
+    Ok(())
+}

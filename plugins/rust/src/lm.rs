@@ -1,0 +1,580 @@
+//! The language model: a temporal transformer per frame, a depth transformer per codebook.
+//!
+//! Our own, on candle's tensors: several streams read every weight once, each stream has its own
+//! position, and the caller's noise decides what is sampled. None of that is open in the `moshi`
+//! crate, whose model has one position for all streams and keeps its depth transformer private.
+//!
+//! Source of the architecture: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/lm.py; of the names in
+//! candle's files: rust/moshi-core/src/lm.rs.
+
+use std::path::Path;
+
+use candle::{DType, Device, Result, Tensor, D};
+use serde::Deserialize;
+
+use crate::attention::{attend, Heads, Place, Ring, Rotation};
+use crate::linear::{Linear, Placement, Table};
+use crate::sampling::{sample, Draw};
+use crate::weights::{Piece, Weights};
+
+/// One stack of blocks.
+#[derive(Deserialize)]
+pub struct StackSpec {
+    dim: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    num_layers: usize,
+    /// Hidden size of the gated feed-forward, per weight set.
+    hidden: Vec<usize>,
+    eps: f32,
+}
+
+impl StackSpec {
+    fn heads(&self) -> Heads {
+        let width = self.dim / self.num_heads;
+        Heads { queries: self.num_heads, keys: self.num_kv_heads, width }
+    }
+}
+
+#[derive(Deserialize)]
+struct DepthSpec {
+    stack: StackSpec,
+    /// Weight set of each codebook.
+    sets: Vec<usize>,
+    multi_linear: bool,
+    low_rank: Option<usize>,
+}
+
+/// Every number of a model that the steps need; written by `moshi_pipe_rust.backend`.
+#[derive(Deserialize)]
+pub struct Spec {
+    temporal: StackSpec,
+    context: usize,
+    max_period: f32,
+    num_codebooks: usize,
+    cardinality: usize,
+    text_cardinality: usize,
+    text_head_size: usize,
+    num_extra_heads: usize,
+    extra_head_size: usize,
+    depth: Option<DepthSpec>,
+    /// The end of a stream is read as padding: Hibiki emits it too early.
+    end_as_padding: bool,
+}
+
+struct Norm {
+    alpha: Tensor,
+    eps: f32,
+}
+
+impl Norm {
+    fn load(
+        weights: &Weights,
+        pieces: &[Piece],
+        dim: usize,
+        eps: f32,
+        place: &Placement,
+    ) -> Result<Self> {
+        let name = &weights.find(pieces)?.name;
+        let alpha = weights.tensor(name, &Device::Cpu)?;
+        if alpha.elem_count() != dim {
+            candle::bail!("'{name}' is {:?}, the config says {dim} values", alpha.dims())
+        }
+        let alpha = alpha.flatten_all()?.to_dtype(place.compute())?.to_device(&place.device)?;
+        Ok(Self { alpha, eps })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        candle_nn::ops::rms_norm(x, &self.alpha, self.eps)
+    }
+}
+
+/// What differs between the weight sets of a block.
+struct WeightSet {
+    in_proj: Linear,
+    out_proj: Linear,
+    gate_in: Linear,
+    gate_out: Linear,
+}
+
+struct Block {
+    norm1: Norm,
+    norm2: Norm,
+    sets: Vec<WeightSet>,
+}
+
+struct Stack {
+    heads: Heads,
+    blocks: Vec<Block>,
+}
+
+impl Stack {
+    /// Loads the temporal transformer, or the depth transformer when `sets` says which weights each
+    /// codebook uses.
+    fn load(
+        weights: &Weights,
+        spec: &StackSpec,
+        sets: Option<&[usize]>,
+        place: &Placement,
+    ) -> Result<Self> {
+        let heads = spec.heads();
+        let projected = (heads.queries + 2 * heads.keys) * heads.width;
+        let count = spec.hidden.len();
+        let mut blocks = Vec::with_capacity(spec.num_layers);
+        for layer in 0..spec.num_layers {
+            let prefix = if sets.is_some() { "depformer" } else { "transformer" };
+            let block = format!("{prefix}.layers.{layer}");
+            // Candle's files have a whole transformer per codebook.
+            let slice = |set: usize| {
+                let first = sets.and_then(|sets| sets.iter().position(|&s| s == set));
+                first.map(|k| format!("depformer.{k}.transformer.layers.{layer}"))
+            };
+            let norm = |which: &str| {
+                let mut pieces = vec![Piece::whole(format!("{block}.{which}.alpha"))];
+                pieces.extend(slice(0).map(|s| Piece::whole(format!("{s}.{which}.alpha"))));
+                Norm::load(weights, &pieces, spec.dim, spec.eps, place)
+            };
+            let mut loaded = Vec::with_capacity(count);
+            for (set, &hidden) in spec.hidden.iter().enumerate() {
+                let attention = |fused: &str, split: &str, shape| {
+                    let mut pieces = vec![
+                        Piece::whole(format!("{block}.self_attn.{split}.{set}.weight")),
+                        Piece::of(format!("{block}.self_attn.{fused}"), set, count),
+                    ];
+                    let own = slice(set).map(|s| Piece::whole(format!("{s}.self_attn.{fused}")));
+                    pieces.extend(own);
+                    Linear::load(weights, &pieces, shape, place)
+                };
+                let gate = |which: &str, shape| {
+                    let mut pieces = vec![Piece::whole(format!("{block}.gating.{set}.{which}"))];
+                    pieces.extend(slice(set).map(|s| Piece::whole(format!("{s}.gating.{which}"))));
+                    pieces.push(Piece::whole(format!("{block}.gating.{which}")));
+                    Linear::load(weights, &pieces, shape, place)
+                };
+                loaded.push(WeightSet {
+                    in_proj: attention("in_proj_weight", "in_projs", (projected, spec.dim))?,
+                    out_proj: attention("out_proj.weight", "out_projs", (spec.dim, spec.dim))?,
+                    gate_in: gate("linear_in.weight", (2 * hidden, spec.dim))?,
+                    gate_out: gate("linear_out.weight", (spec.dim, hidden))?,
+                });
+            }
+            blocks.push(Block { norm1: norm("norm1")?, norm2: norm("norm2")?, sets: loaded });
+        }
+        Ok(Self { heads, blocks })
+    }
+
+    /// One position per row; `rings[row][layer]`.
+    fn step(
+        &self,
+        mut x: Tensor,
+        set: usize,
+        rings: &mut [&mut Vec<Ring>],
+        places: &[Place],
+        rotation: Option<&Rotation>,
+    ) -> Result<Tensor> {
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let weights = &block.sets[set];
+            let projected = weights.in_proj.forward(&block.norm1.forward(&x)?)?;
+            let mut own: Vec<&mut Ring> = rings.iter_mut().map(|rings| &mut rings[layer]).collect();
+            let seen = attend(&projected, self.heads, &mut own, places, rotation)?;
+            x = (x + weights.out_proj.forward(&seen)?)?;
+            let gates = weights.gate_in.forward(&block.norm2.forward(&x)?)?.chunk(2, D::Minus1)?;
+            let hidden = (gates[0].contiguous()?.silu()? * &gates[1])?;
+            x = (x + weights.gate_out.forward(&hidden)?)?;
+        }
+        Ok(x)
+    }
+
+    fn rings(&self, capacity: usize, dtype: DType, place: &Placement) -> Result<Vec<Ring>> {
+        self.blocks.iter().map(|_| Ring::new(self.heads, capacity, dtype, place)).collect()
+    }
+
+    fn num_bytes(&self) -> usize {
+        let sets = self.blocks.iter().flat_map(|block| &block.sets);
+        sets.map(|set| {
+            set.in_proj.num_bytes()
+                + set.out_proj.num_bytes()
+                + set.gate_in.num_bytes()
+                + set.gate_out.num_bytes()
+        })
+        .sum()
+    }
+}
+
+struct Depth {
+    stack: Stack,
+    sets: Vec<usize>,
+    inputs: Vec<Linear>,
+    tables: Vec<Table>,
+    low_rank: Vec<Linear>,
+    heads: Vec<Linear>,
+}
+
+impl Depth {
+    fn load(weights: &Weights, spec: &Spec, own: &DepthSpec, place: &Placement) -> Result<Self> {
+        let dim = own.stack.dim;
+        let mut inputs = Vec::new();
+        for set in 0..if own.multi_linear { own.stack.hidden.len() } else { 1 } {
+            let first = own.sets.iter().position(|&s| s == set).unwrap_or(0);
+            let pieces = [
+                Piece::whole(format!("depformer_in.{set}.weight")),
+                Piece::whole(format!("depformer.{first}.linear_in.weight")),
+            ];
+            inputs.push(Linear::load(weights, &pieces, (dim, spec.temporal.dim), place)?);
+        }
+        let (mut tables, mut low_rank, mut heads) = (vec![], vec![], vec![]);
+        for k in 0..own.sets.len() {
+            let (stem, rows) = match k {
+                0 => ("depformer_text_emb".to_string(), spec.text_cardinality + 1),
+                _ => (format!("depformer_emb.{}", k - 1), spec.cardinality + 1),
+            };
+            let named = |tail: &str| {
+                [
+                    Piece::whole(format!("{stem}.{tail}")),
+                    Piece::whole(format!("depformer.{k}.emb.{tail}")),
+                ]
+            };
+            let width = own.low_rank.unwrap_or(dim);
+            tables.push(Table::load(weights, &named("weight"), (rows, width), place)?);
+            if own.low_rank.is_some() {
+                let pieces = named("low_rank.weight");
+                low_rank.push(Linear::load(weights, &pieces, (dim, width), place)?);
+            }
+            let pieces = [
+                Piece::whole(format!("linears.{k}.weight")),
+                Piece::whole(format!("depformer.{k}.linear_out.weight")),
+            ];
+            heads.push(Linear::load(weights, &pieces, (spec.cardinality, dim), place)?);
+        }
+        let stack = Stack::load(weights, &own.stack, Some(&own.sets), place)?;
+        Ok(Self { stack, sets: own.sets.clone(), inputs, tables, low_rank, heads })
+    }
+
+    fn num_bytes(&self) -> usize {
+        let linears = self.inputs.iter().chain(&self.low_rank).chain(&self.heads);
+        self.stack.num_bytes()
+            + linears.map(Linear::num_bytes).sum::<usize>()
+            + self.tables.iter().map(Table::num_bytes).sum::<usize>()
+    }
+}
+
+/// Weights of a language model.
+pub struct Model {
+    pub spec: Spec,
+    place: Placement,
+    text_table: Table,
+    tables: Vec<Table>,
+    stack: Stack,
+    out_norm: Norm,
+    text_head: Linear,
+    extra_heads: Vec<Linear>,
+    depth: Option<Depth>,
+}
+
+/// What one session's rows remember.
+struct Row {
+    rings: Vec<Ring>,
+    position: usize,
+    condition: Option<Tensor>,
+}
+
+/// What the model remembers of all sessions; the rows of a slot lie side by side.
+pub struct State {
+    rows: Vec<Row>,
+    per_slot: usize,
+    depth: Vec<Vec<Ring>>,
+    /// Slots of the last temporal step, and its outputs `[rows, dim]`.
+    last: Option<(Vec<usize>, Tensor)>,
+}
+
+/// What a temporal step gives, row by row for every slot that was asked for.
+pub struct Temporal {
+    /// `[slots, text_head_size]`; zero where not valid.
+    pub text_logits: Vec<f32>,
+    /// `[slots, num_extra_heads, extra_head_size]`, probabilities.
+    pub extra: Vec<f32>,
+}
+
+/// Sampling settings of all slots.
+pub struct Sampling<'a> {
+    pub temperature: &'a [f32],
+    pub top_k: &'a [i64],
+    /// `[slots, 1 + codebooks, draws]`; the first row is text's.
+    pub noise: Option<(&'a [f32], usize)>,
+    pub guidance: Option<&'a [f32]>,
+}
+
+impl Model {
+    pub fn load(path: &Path, spec: Spec, place: Placement, check_finite: bool) -> Result<Self> {
+        let weights = Weights::open(path, check_finite)?;
+        if weights.is_gguf() && !place.quantize {
+            candle::bail!("the file holds quantized weights, which quant=none does not run")
+        }
+        let dim = spec.temporal.dim;
+        let shape = (spec.text_cardinality + 1, dim);
+        let pieces = [Piece::whole("text_emb.weight")];
+        let mut text_table = Table::load(&weights, &pieces, shape, &place)?;
+        if spec.end_as_padding {
+            text_table.copy_row(3, 2)?;
+        }
+        let tables = (0..spec.num_codebooks)
+            .map(|k| {
+                let pieces = [Piece::whole(format!("emb.{k}.weight"))];
+                Table::load(&weights, &pieces, (spec.cardinality + 1, dim), &place)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let head = |name: String, rows: usize| {
+            Linear::load(&weights, &[Piece::whole(name)], (rows, dim), &place)
+        };
+        let extra_heads = (0..spec.num_extra_heads)
+            .map(|i| head(format!("extra_heads.{i}.weight"), spec.extra_head_size))
+            .collect::<Result<Vec<_>>>()?;
+        let pieces = [Piece::whole("out_norm.alpha")];
+        Ok(Self {
+            text_table,
+            tables,
+            stack: Stack::load(&weights, &spec.temporal, None, &place)?,
+            out_norm: Norm::load(&weights, &pieces, dim, spec.temporal.eps, &place)?,
+            text_head: head("text_linear.weight".into(), spec.text_head_size)?,
+            extra_heads,
+            depth: match &spec.depth {
+                Some(own) => Some(Depth::load(&weights, &spec, own, &place)?),
+                None => None,
+            },
+            spec,
+            place,
+        })
+    }
+
+    pub fn num_codes(&self) -> usize {
+        self.depth.as_ref().map_or(0, |depth| depth.sets.len())
+    }
+
+    /// Bytes of all matrices and tables.
+    pub fn num_bytes(&self) -> usize {
+        let heads = self.extra_heads.iter().chain([&self.text_head]);
+        let tables = self.tables.iter().chain([&self.text_table]);
+        self.stack.num_bytes()
+            + heads.map(Linear::num_bytes).sum::<usize>()
+            + tables.map(Table::num_bytes).sum::<usize>()
+            + self.depth.as_ref().map_or(0, Depth::num_bytes)
+    }
+
+    pub fn new_state(&self, slots: usize, per_slot: usize, kv: DType) -> Result<State> {
+        let row = |_| -> Result<Row> {
+            let rings = self.stack.rings(self.spec.context, kv, &self.place)?;
+            Ok(Row { rings, position: 0, condition: None })
+        };
+        let rows = (0..slots * per_slot).map(row).collect::<Result<Vec<_>>>()?;
+        let depth = match &self.depth {
+            None => vec![],
+            Some(depth) => (0..slots * per_slot)
+                .map(|_| depth.stack.rings(depth.sets.len(), DType::F32, &self.place))
+                .collect::<Result<Vec<_>>>()?,
+        };
+        Ok(State { rows, per_slot, depth, last: None })
+    }
+
+    /// Advances the valid slots. `column` is `[slots, 1 + num_codebooks]`.
+    pub fn temporal(
+        &self,
+        column: &[i64],
+        valid: &[bool],
+        guidance: Option<&[f32]>,
+        state: &mut State,
+    ) -> Result<Temporal> {
+        let (streams, size) = (1 + self.spec.num_codebooks, self.spec.text_head_size);
+        if column.len() != valid.len() * streams {
+            candle::bail!("a column has {streams} ids per slot")
+        }
+        if valid.len() * state.per_slot > state.rows.len() {
+            candle::bail!("{} slots, the state has fewer", valid.len())
+        }
+        let extra_size = self.spec.num_extra_heads * self.spec.extra_head_size;
+        let mut out = Temporal {
+            text_logits: vec![0.0; valid.len() * size],
+            extra: vec![0.0; valid.len() * extra_size],
+        };
+        let slots: Vec<usize> = (0..valid.len()).filter(|&slot| valid[slot]).collect();
+        state.last = None;
+        if slots.is_empty() {
+            return Ok(out);
+        }
+        let per_slot = state.per_slot;
+        let ids = |stream: usize| -> Vec<i64> {
+            let of = |slot: &usize| std::iter::repeat_n(column[slot * streams + stream], per_slot);
+            slots.iter().flat_map(of).collect()
+        };
+        // Codebooks in order, text last, as sums of narrow types depend on it.
+        let mut x: Option<Tensor> = None;
+        for (stream, table) in self.tables.iter().chain([&self.text_table]).enumerate() {
+            let y = table.lookup(&ids((stream + 1) % streams))?;
+            x = Some(match x {
+                None => y,
+                Some(x) => (x + y)?,
+            });
+        }
+        let Some(mut x) = x else { candle::bail!("a model without streams") };
+        let running: Vec<usize> =
+            slots.iter().flat_map(|slot| slot * per_slot..(slot + 1) * per_slot).collect();
+        x = self.add_conditions(x, &running, state)?;
+        let capacity = self.spec.context;
+        let places: Vec<Place> = running
+            .iter()
+            .map(|&row| Place { position: state.rows[row].position, capacity })
+            .collect();
+        let rotation = Rotation::new(&places, self.stack.heads.width, self.spec.max_period);
+        let mut rings: Vec<&mut Vec<Ring>> = state
+            .rows
+            .iter_mut()
+            .enumerate()
+            .filter(|(row, _)| running.binary_search(row).is_ok())
+            .map(|(_, row)| &mut row.rings)
+            .collect();
+        let x = self.stack.step(x, 0, &mut rings, &places, Some(&rotation))?;
+        let hidden = self.out_norm.forward(&x)?;
+        let logits = guided(&host(&self.text_head.forward(&hidden)?)?, &slots, guidance, per_slot);
+        for (slot, logits) in slots.iter().zip(&logits) {
+            out.text_logits[slot * size..(slot + 1) * size].copy_from_slice(logits);
+        }
+        for (i, head) in self.extra_heads.iter().enumerate() {
+            let wide = head.forward(&hidden)?.to_dtype(DType::F32)?;
+            let found = host(&candle_nn::ops::softmax_last_dim(&wide)?)?;
+            for (n, slot) in slots.iter().enumerate() {
+                let start = slot * extra_size + i * self.spec.extra_head_size;
+                let own = &found[n * per_slot];
+                out.extra[start..start + own.len()].copy_from_slice(own);
+            }
+        }
+        for &row in &running {
+            state.rows[row].position += 1;
+        }
+        state.last = Some((slots, hidden));
+        Ok(out)
+    }
+
+    fn add_conditions(&self, x: Tensor, running: &[usize], state: &State) -> Result<Tensor> {
+        if running.iter().all(|&row| state.rows[row].condition.is_none()) {
+            return Ok(x);
+        }
+        let zero = Tensor::zeros((1, self.spec.temporal.dim), x.dtype(), x.device())?;
+        let rows: Vec<&Tensor> = running
+            .iter()
+            .map(|&row| state.rows[row].condition.as_ref().unwrap_or(&zero))
+            .collect();
+        x + Tensor::cat(&rows, 0)?
+    }
+
+    /// Samples the codes of the slots of the last temporal step.
+    ///
+    /// Gives codes `[slots, codebooks]` and whether each slot's logits were finite.
+    pub fn depth(
+        &self,
+        text: &[i64],
+        sampling: &Sampling,
+        state: &mut State,
+    ) -> Result<(Vec<i64>, Vec<bool>)> {
+        let count = self.num_codes();
+        let mut codes = vec![0i64; text.len() * count];
+        let mut finite = vec![true; text.len()];
+        let (Some(depth), Some((slots, hidden))) = (&self.depth, &state.last) else {
+            return Ok((codes, finite));
+        };
+        let per_slot = state.per_slot;
+        let mut rings: Vec<&mut Vec<Ring>> =
+            state.depth.iter_mut().take(slots.len() * per_slot).collect();
+        let mut previous: Vec<i64> = slots.iter().map(|&slot| text[slot]).collect();
+        let mut projected: Option<(usize, Tensor)> = None;
+        for k in 0..count {
+            let set = depth.sets[k];
+            let input = if depth.inputs.len() > 1 { set } else { 0 };
+            let base = match projected {
+                Some((known, base)) if known == input => base,
+                _ => depth.inputs[input].forward(hidden)?,
+            };
+            let ids: Vec<i64> =
+                previous.iter().flat_map(|&id| std::iter::repeat_n(id, per_slot)).collect();
+            let mut embedded = depth.tables[k].lookup(&ids)?;
+            if let Some(wider) = depth.low_rank.get(k) {
+                embedded = wider.forward(&embedded)?;
+            }
+            let x = (&base + embedded)?;
+            projected = Some((input, base));
+            let place = Place { position: k, capacity: count };
+            let places = vec![place; rings.len()];
+            let x = depth.stack.step(x, set, &mut rings, &places, None)?;
+            let found = host(&depth.heads[k].forward(&x)?)?;
+            let logits = guided(&found, slots, sampling.guidance, per_slot);
+            for (n, (slot, logits)) in slots.iter().zip(&logits).enumerate() {
+                finite[*slot] &= logits.iter().all(|x| x.is_finite());
+                let noise = sampling.noise.map(|(noise, draws)| {
+                    let start = (slot * (1 + count) + 1 + k) * draws;
+                    &noise[start..start + draws]
+                });
+                let draw = Draw {
+                    temperature: sampling.temperature[*slot],
+                    top_k: sampling.top_k[*slot].max(0) as usize,
+                    noise,
+                };
+                previous[n] = sample(logits, &draw) as i64;
+                codes[slot * count + k] = previous[n];
+            }
+        }
+        Ok((codes, finite))
+    }
+
+    /// Forgets what a slot heard; its conditions follow.
+    pub fn reset(&self, state: &mut State, slot: usize, conditions: &[Vec<f32>]) -> Result<()> {
+        for i in 0..state.per_slot {
+            let Some(row) = state.rows.get_mut(slot * state.per_slot + i) else {
+                candle::bail!("there is no slot {slot}")
+            };
+            // Only entries up to the position are read, so what the rings held needs no erasing.
+            row.position = 0;
+            row.condition = match conditions.get(i) {
+                None => None,
+                Some(values) => Some(
+                    Tensor::from_slice(values, (1, values.len()), &self.place.device)?
+                        .to_dtype(self.place.compute())?,
+                ),
+            };
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    pub fn num_slots(&self) -> usize {
+        self.rows.len() / self.per_slot
+    }
+}
+
+fn host(x: &Tensor) -> Result<Vec<Vec<f32>>> {
+    x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2()
+}
+
+/// Mixes the wanted and unwanted rows of each slot: `unwanted + (wanted - unwanted) * weight`.
+fn guided(
+    rows: &[Vec<f32>],
+    slots: &[usize],
+    guidance: Option<&[f32]>,
+    per_slot: usize,
+) -> Vec<Vec<f32>> {
+    rows.chunks_exact(per_slot)
+        .zip(slots)
+        .map(|(rows, &slot)| match (guidance, rows) {
+            (Some(guidance), [wanted, unwanted]) if guidance[slot] != 1.0 => {
+                let mix = |(w, u): (&f32, &f32)| u + (w - u) * guidance[slot];
+                wanted.iter().zip(unwanted).map(mix).collect()
+            }
+            _ => rows[0].clone(),
+        })
+        .collect()
+}
+
+impl Spec {
+    /// Size of the text head, number of extra heads and their size.
+    pub fn heads(&self) -> (usize, usize, usize) {
+        (self.text_head_size, self.num_extra_heads, self.extra_head_size)
+    }
+}
