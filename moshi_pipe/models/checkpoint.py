@@ -169,6 +169,7 @@ class Checkpoint:
         where: Folder or repository, for messages.
         warnings: What a user should know.
         check_finite: Refuse weights that are NaN or infinite.
+        mimi_config: JSON file with the codec's config; None for the released codec.
     """
 
     config: ModelConfig
@@ -180,6 +181,7 @@ class Checkpoint:
     where: str
     warnings: tuple[str, ...] = ()
     check_finite: bool = True
+    mimi_config: Path | None = None
 
     @property
     def is_random(self) -> bool:
@@ -244,6 +246,9 @@ def open_checkpoint(options: ModelOptions, *, parts: Sequence[str] = ALL_PARTS) 
         where=str(place),
         warnings=warnings,
         check_finite=options.check_finite,
+        mimi_config=(
+            place.get(config.mimi_config_name) if mimi and config.mimi_config_name else None
+        ),
     )
 
 
