@@ -353,7 +353,7 @@ class _Run:
     def _chosen(self, engine: Engine) -> str:
         caps = self.models.caps
         return (
-            f"{self.config.model.name} on {caps.device}, {caps.dtype}, "
+            f"{self.config.model.title} on {caps.device}, {caps.dtype}, "
             f"{format_count(engine.num_slots, 'slot')}, seed {self.seed}, "
             f"ready in {sum(self.start_s.values()):.1f} s "
             f"({', '.join(f'{what} {seconds:.1f}' for what, seconds in self.start_s.items())})"
