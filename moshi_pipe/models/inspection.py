@@ -23,7 +23,7 @@ from moshi_pipe.models.checkpoint import (
 from moshi_pipe.models.formats.names import naming_of
 from moshi_pipe.models.layout import lm_layout, mimi_layout
 from moshi_pipe.models.weight_check import is_gguf, match_weights, read_any_header
-from moshi_pipe.units import format_bytes
+from moshi_pipe.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from moshi_pipe.models.layout import Layout
@@ -143,9 +143,8 @@ def inspection_text(found: Inspection) -> str:
         lines += [f"{'':<11} {'':>9}    {text}" for text in about if text]
     lines += [f"note: {note}" for note in found.notes]
     lines += ["problem: " + problem.replace("\n", "\n  ") for problem in found.problems]
-    lines.append(
-        f"{len(found.problems)} found" if found.problems else "nothing is missing or damaged"
-    )
+    count = format_count(len(found.problems), "problem")
+    lines.append(count if found.problems else "nothing is missing or damaged")
     return "\n".join(lines) + "\n"
 
 
