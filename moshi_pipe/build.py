@@ -355,7 +355,7 @@ class _Run:
         caps = self.models.caps
         quant = "" if caps.quant is None else f" ({caps.quant})"
         return (
-            f"{self.config.model.name} on {caps.device}, {caps.dtype}{quant}, "
+            f"{self.config.model.title} on {caps.device}, {caps.dtype}{quant}, "
             f"{format_count(engine.num_slots, 'slot')}, seed {self.seed}, "
             f"ready in {sum(self.start_s.values()):.1f} s "
             f"({', '.join(f'{what} {seconds:.1f}' for what, seconds in self.start_s.items())})"

@@ -107,6 +107,33 @@ def _make_checkpoint(words: Sequence[str]) -> int:
     return 0
 
 
+def _convert(words: Sequence[str]) -> int:
+    """Write a checkpoint in another released format."""
+    from moshi_pipe.checkpoint_commands import convert_command
+
+    return convert_command(words, _config, _show_bytes if sys.stderr.isatty() else None)
+
+
+def _convert_details() -> str:
+    from moshi_pipe.checkpoint_commands import convert_details
+
+    return convert_details()
+
+
+def _inspect(words: Sequence[str]) -> int:
+    """Say what a checkpoint is."""
+    from moshi_pipe.checkpoint_commands import inspect_command
+
+    return inspect_command(words)
+
+
+def _check(words: Sequence[str]) -> int:
+    """Check a model and print its figures."""
+    from moshi_pipe.checkpoint_commands import check_command
+
+    return check_command(words, _config)
+
+
 def _repeat(words: Sequence[str]) -> int:
     """Run again what a ``config.yaml`` of an earlier run describes."""
     overrides, others = split_words(words)
@@ -236,6 +263,22 @@ BUILTIN: Final = {
             _make_checkpoint,
             "FOLDER [size=tiny] [kind=moshi] [seed=0] [dtype=bfloat16]",
             _checkpoint_details,
+        ),
+        Command(
+            "convert",
+            "write a model in another released format",
+            _convert,
+            "[SRC | model=NAME] DST --to FORMAT [dtype=auto] [group=N]",
+            _convert_details,
+        ),
+        Command(
+            "inspect", "what a checkpoint is, and what is wrong with it", _inspect, "PATH [--json]"
+        ),
+        Command(
+            "check",
+            "whether a model works here, with the figures to compare",
+            _check,
+            "[model=NAME] [key=value ...] [clip=FILE] [--json FILE]",
         ),
     )
 }

@@ -26,7 +26,7 @@ from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.node import FIRST_FRAMES
 from moshi_pipe.hooks import BackendOptions
-from moshi_pipe.models.checkpoint import ModelOptions
+from moshi_pipe.models.checkpoint import ModelOptions, choose_release
 from moshi_pipe.overrides import escape_interpolation, is_path_key
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
     for name, options in node_options.items():
         graph["nodes"][name]["options"] = options
     return RunConfig(
-        model=model,
+        model=choose_release(model, values.backend, values.quant),
         graph=graph,
         source=_present(source),
         sinks=tuple(_present(sink) for sink in sinks),

@@ -22,6 +22,7 @@ LIGHT_MODULES = [
     "moshi_pipe.guide",
     "moshi_pipe.hooks",
     "moshi_pipe.models.checkpoint",
+    "moshi_pipe.models.inspection",
     "moshi_pipe.models.plan",
     "moshi_pipe.models.protocols",
     "moshi_pipe.models.spec",

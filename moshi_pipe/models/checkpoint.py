@@ -8,15 +8,14 @@ Source of the naming rules: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/loaders
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import CheckpointError
 from moshi_pipe.models import hub
 from moshi_pipe.models.layout import lm_layout, mimi_layout
-from moshi_pipe.models.released import RELEASED_CONFIGS
-from moshi_pipe.models.safetensors_header import read_header
+from moshi_pipe.models.released import RELEASED_CONFIGS, RELEASES
 from moshi_pipe.models.spec import MOSHI_7B_CONFIG, LMSpec, MimiSpec
 from moshi_pipe.models.weight_check import check_weights
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 CONFIG_NAME: Final = "config.json"
 LM_NAME: Final = "model.safetensors"
+LM_NAMES: Final = (LM_NAME, "model.q8.safetensors", "model.q4.safetensors", "model.q8.gguf")
+"""How released repositories call the language model; some have no ``config.json`` to say so."""
 MIMI_NAME: Final = "tokenizer-e351c8d8-checkpoint125.safetensors"
 MIMI_NAMES: Final = (MIMI_NAME, "mimi-pytorch-e351c8d8@125.safetensors", "mimi.safetensors")
 TOKENIZER_NAME: Final = "tokenizer_spm_32k_3.model"
@@ -73,6 +74,12 @@ class ModelOptions:
     overrides: dict[str, Any] = field(default_factory=dict)
     offline: bool = False
     check_finite: bool = True
+
+    @property
+    def title(self) -> str:
+        """Name, and the repository that it comes from."""
+        from_hub = self.path is None and self.repo is not None
+        return f"{self.name} ({self.repo})" if from_hub else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +177,7 @@ class Checkpoint:
         where: Folder or repository, for messages.
         warnings: What a user should know.
         check_finite: Refuse weights that are NaN or infinite.
+        mimi_config: JSON file with the codec's config; None for the released codec.
     """
 
     config: ModelConfig
@@ -181,6 +189,7 @@ class Checkpoint:
     where: str
     warnings: tuple[str, ...] = ()
     check_finite: bool = True
+    mimi_config: Path | None = None
 
     @property
     def is_random(self) -> bool:
@@ -190,28 +199,14 @@ class Checkpoint:
     def check(self) -> None:
         """Compare every file that was found with what the config predicts, reading headers alone.
 
-        Candle's forms of a language model are left to the backend that reads them.
-
         Raises:
             CheckpointError: Tensors are missing, unknown or misshapen (all listed together), a
                 file is damaged or of another format.
         """
         if self.mimi_weights is not None and self.mimi is not None:
             check_weights(self.mimi_weights, mimi_layout(self.mimi))
-        if self.lm_weights is None or self.config.lm is None or is_candle_file(self.lm_weights):
-            return
-        check_weights(self.lm_weights, lm_layout(self.config.lm))
-
-
-def is_candle_file(path: Path) -> bool:
-    """Whether a language model is in candle's form: GGUF, or a depth transformer per codebook.
-
-    Raises:
-        CheckpointError: A safetensors file is damaged.
-    """
-    if path.suffix == ".gguf":
-        return True
-    return "depformer.0.linear_in.weight" in read_header(path).entries
+        if self.lm_weights is not None and self.config.lm is not None:
+            check_weights(self.lm_weights, lm_layout(self.config.lm))
 
 
 def open_checkpoint(options: ModelOptions, *, parts: Sequence[str] = ALL_PARTS) -> Checkpoint:
@@ -259,7 +254,32 @@ def open_checkpoint(options: ModelOptions, *, parts: Sequence[str] = ALL_PARTS) 
         where=str(place),
         warnings=warnings,
         check_finite=options.check_finite,
+        mimi_config=(
+            place.get(config.mimi_config_name) if mimi and config.mimi_config_name else None
+        ),
     )
+
+
+def choose_release(options: ModelOptions, backend: str, quant: str) -> ModelOptions:
+    """Take the repository that holds a named model as a backend wants it.
+
+    What a user chose stays: a folder, a revision, a file of the language model, or a repository
+    other than the named model's own.
+
+    Args:
+        options: Which model.
+        backend: What computes the language model.
+        quant: How its weights are stored.
+
+    Returns:
+        ``options``, or the same with another repository.
+    """
+    chosen = options.path or options.revision or options.config_file or options.lm_file
+    release = RELEASES.get(options.repo or "", {}).get((backend, quant))
+    if chosen or release is None or options.lora_file is not None:
+        return options
+    lm_file = None if release.lm_file is None else f"hf://{release.repo}/{release.lm_file}"
+    return replace(options, repo=release.repo, lm_file=lm_file)
 
 
 def read_specs(options: ModelOptions) -> tuple[ModelConfig, MimiSpec]:
@@ -357,8 +377,9 @@ def _read_config(place: _Place, options: ModelOptions) -> tuple[ModelConfig, tup
     if path is not None:
         config = ModelConfig.from_json({**_read_json(path), **options.overrides})
         return config, ()
-    lm_name = options.lm_file or LM_NAME
-    codec_only = place.folder is not None and not options.lm_file and not place.has(LM_NAME)
+    there = next(filter(place.has, LM_NAMES), LM_NAME)
+    lm_name = options.lm_file or there
+    codec_only = place.folder is not None and not options.lm_file and not place.has(there)
     if codec_only and not options.mimi_file and not any(map(place.has, MIMI_NAMES)):
         raise CheckpointError(
             f"{place} holds no model",
@@ -373,7 +394,10 @@ def _read_config(place: _Place, options: ModelOptions) -> tuple[ModelConfig, tup
         f"{place} has no config.json: taking {lm_name} for a Moshi 7B of the first release, "
         "with 8 codebooks"
     )
-    return ModelConfig.from_json({**MOSHI_7B_CONFIG, **options.overrides}), (warning,)
+    config = ModelConfig.from_json({**MOSHI_7B_CONFIG, **options.overrides})
+    # The released 7B without a config.json is known; a folder's may be anything.
+    known = place.folder is None and options.repo in RELEASED_CONFIGS
+    return replace(config, lm_name=there), () if known else (warning,)
 
 
 def _mimi_spec(place: _Place, config: ModelConfig) -> MimiSpec:

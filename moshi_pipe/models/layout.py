@@ -11,7 +11,7 @@ moshi/moshi/models/{lm,lm_utils}.py, moshi/moshi/quantization/core_vq.py.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +26,12 @@ DTYPE_BYTES: Final[Mapping[str, int]] = {
     "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 """Bytes per element of each type that a safetensors header may name."""
+
+SCALE_SUFFIX: Final = "_scb"
+"""What the name of an int8 weight's row scales adds to the weight's."""
+
+BLOCKS: Final[Mapping[str, tuple[int, int]]] = {"Q8_0": (32, 34)}
+"""Elements and bytes of a block, of the types of GGUF that store blocks along a row."""
 
 FLOAT_DTYPES: Final = ("F16", "BF16", "F32", "F64")
 
@@ -45,7 +51,8 @@ class TensorSpec:
 
     Attributes:
         shape: Sizes, outermost first.
-        dtype: The name that safetensors uses: ``F32``, ``BF16``, ``F16``, ``I8`` ...
+        dtype: The name that safetensors uses: ``F32``, ``BF16``, ``F16``, ``I8`` ..., or one of
+            :data:`BLOCKS`.
     """
 
     shape: tuple[int, ...]
@@ -59,6 +66,9 @@ class TensorSpec:
     @property
     def num_bytes(self) -> int:
         """Bytes of the data."""
+        if self.dtype in BLOCKS:
+            elements, num_bytes = BLOCKS[self.dtype]
+            return self.num_elements // elements * num_bytes
         return self.num_elements * DTYPE_BYTES[self.dtype]
 
 
@@ -70,10 +80,17 @@ class Layout:
         tensors: In-memory name to shape and type.
         fused: Released name to the in-memory tensors that are its rows, in order. Tensors that are
             not listed have one name.
+        lm: The language model, where it is one: other formats have names of their own for it.
     """
 
     tensors: Mapping[str, TensorSpec]
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lm: LMSpec | None = None
+
+    @property
+    def weights(self) -> dict[str, TensorSpec]:
+        """The in-memory tensors without the scales of int8 ones."""
+        return {n: spec for n, spec in self.tensors.items() if not n.endswith(SCALE_SUFFIX)}
 
     def file_tensors(self) -> dict[str, TensorSpec]:
         """Shapes and types under the released, fused names."""
@@ -214,7 +231,9 @@ def lm_layout(spec: LMSpec, dtype: str = "BF16") -> Layout:
         shapes[f"{prefix}.output_proj.weight"] = (dim, condition.dim)
         shapes[f"{prefix}.learnt_padding"] = (1, 1, dim)
     tensors = {name: TensorSpec(shape, dtype) for name, shape in shapes.items()}
-    return _quantized(tensors, fused) if spec.quantized else Layout(tensors, fused)
+    if spec.quantized:
+        return replace(_quantized(tensors, fused), lm=spec)
+    return Layout(tensors, fused, spec)
 
 
 def is_linear(name: str) -> bool:

@@ -7,6 +7,7 @@ predict it to the byte for the 7B, Hibiki-2B and STT-2.6B.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.models.spec import MOSHI_7B_CONFIG
@@ -129,7 +130,57 @@ _STT_1B: Final[Mapping[str, Any]] = {
     "stt_config": {"audio_silence_prefix_seconds": 0.0, "audio_delay_seconds": 0.5},
 }
 
-RELEASED_CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = {
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A repository with a model in one format.
+
+    Attributes:
+        repo: ``owner/name``.
+        lm_file: Its language model; None where its ``config.json`` names it.
+    """
+
+    repo: str
+    lm_file: str | None = None
+
+
+def _of_moshi(voice: str) -> dict[tuple[str, str], Release]:
+    """Repositories of one voice of the dialogue model, by backend and ``quant``."""
+    stem = f"kyutai/{voice}"
+    return {
+        ("torch", "int8"): Release(f"{stem}-pytorch-q8"),
+        ("mlx", "none"): Release(f"{stem}-mlx-bf16", "model.safetensors"),
+        ("mlx", "int8"): Release(f"{stem}-mlx-q8", "model.q8.safetensors"),
+        ("mlx", "int4"): Release(f"{stem}-mlx-q4", "model.q4.safetensors"),
+        ("rust", "none"): Release(f"{stem}-candle-bf16", "model.safetensors"),
+        ("rust", "int8"): Release(f"{stem}-candle-q8", "model.q8.gguf"),
+    }
+
+
+# Source: kyutai-labs/moshi@e6a55d2 README.md, moshi_mlx/moshi_mlx/{local,run_inference}.py,
+# rust/moshi-backend/config*.json; kyutai-labs/delayed-streams-modeling README.md.
+RELEASES: Final[Mapping[str, Mapping[tuple[str, str], Release]]] = {
+    "kyutai/moshiko-pytorch-bf16": _of_moshi("moshiko"),
+    "kyutai/moshika-pytorch-bf16": _of_moshi("moshika"),
+    "kyutai/hibiki-2b-pytorch-bf16": {("mlx", "none"): Release("kyutai/hibiki-2b-mlx-bf16")},
+    "kyutai/hibiki-1b-pytorch-bf16": {("mlx", "none"): Release("kyutai/hibiki-1b-mlx-bf16")},
+    "kyutai/stt-2.6b-en": {
+        ("mlx", "none"): Release("kyutai/stt-2.6b-en-mlx"),
+        ("rust", "none"): Release("kyutai/stt-2.6b-en-candle"),
+    },
+    "kyutai/stt-1b-en_fr": {
+        ("mlx", "none"): Release("kyutai/stt-1b-en_fr-mlx"),
+        ("rust", "none"): Release("kyutai/stt-1b-en_fr-candle"),
+    },
+}
+"""The same models in other formats: by repository of the PyTorch one, then backend and ``quant``.
+
+Every format runs on the PyTorch backend too; these are what a backend reads as it is.
+"""
+
+_STT_1B_CANDLE: Final = {**_STT_1B, "extra_heads_num_heads": 4, "extra_heads_dim": 6}
+
+_PYTORCH_CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "kyutai/moshiko-pytorch-bf16": MOSHI_7B_CONFIG,
     "kyutai/moshika-pytorch-bf16": MOSHI_7B_CONFIG,
     "kyutai/hibiki-2b-pytorch-bf16": _HIBIKI_2B,
@@ -137,4 +188,14 @@ RELEASED_CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "kyutai/stt-2.6b-en": _STT_2_6B,
     "kyutai/stt-1b-en_fr": _STT_1B,
 }
-"""``config.json`` by repository."""
+
+RELEASED_CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = {
+    **_PYTORCH_CONFIGS,
+    **{
+        release.repo: _PYTORCH_CONFIGS[repo]
+        for repo, releases in RELEASES.items()
+        for release in releases.values()
+    },
+    "kyutai/stt-1b-en_fr-candle": _STT_1B_CANDLE,
+}
+"""``config.json`` by repository, also of those that publish none."""

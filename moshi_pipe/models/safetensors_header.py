@@ -120,7 +120,7 @@ def refuse_other_formats(path: Path, start: bytes) -> None:
     elif start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"):
         kind, fix = "a PyTorch pickle, which can run code when it is loaded", _PICKLE_FIX
     elif start[:4] == b"GGUF":
-        kind = "a GGUF file, which the PyTorch backend does not read"
+        kind = "a GGUF file"
     elif start[:8] == b"\x89HDF\r\n\x1a\n":
         kind = "an HDF5 file"
     elif start[:12] == b"version http":

@@ -2,7 +2,7 @@
 
 Each tensor is read from its byte range into the memory it will stay in, one after the other: on a
 CPU there is never a second copy; a cast or another device needs one buffer, the size of the
-largest tensor.
+largest tensor, and a quantized matrix becomes numbers a few rows at a time.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from moshi_pipe.errors import BackendError, CheckpointError
+from moshi_pipe.models.formats.contents import PLAIN
 from moshi_pipe.models.layout import Layout, is_linear, lm_layout, mimi_layout
-from moshi_pipe.models.safetensors_header import Header, read_header
-from moshi_pipe.models.weight_check import check_weights
+from moshi_pipe.models.safetensors_header import read_header
+from moshi_pipe.models.weight_check import match_weights
+from moshi_pipe.nn.weight_reader import TORCH_DTYPES, WeightReader, fill, reading
 
 if TYPE_CHECKING:
-    from io import FileIO
     from pathlib import Path
 
     from torch import Tensor
@@ -32,19 +32,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with bytes read so far and bytes in all."""
-
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
 
 
 def load_mimi(
@@ -83,7 +70,7 @@ def load_lm(
 ) -> None:
     """Load a language model.
 
-    Conditions stay float32, LoRA is added to the weights, int8 weights become ``dtype`` where no
+    Conditions stay float32, LoRA is added to the weights, packed weights become ``dtype`` where no
     quantizer takes them, and Hibiki reads an end of stream that it emits too early as padding.
 
     Raises:
@@ -92,9 +79,7 @@ def load_lm(
     spec = checkpoint.config.lm
     if checkpoint.lm_weights is None or spec is None:
         raise CheckpointError(f"{checkpoint.where} was opened without its language model")
-    lora = None
-    if checkpoint.lora is not None and checkpoint.config.lora_scaling is not None:
-        lora = _Lora.open(checkpoint.lora, lm_layout(spec), checkpoint.config.lora_scaling)
+    lora = open_lora(checkpoint)
     load_into(
         module,
         checkpoint.lm_weights,
@@ -112,6 +97,71 @@ def load_lm(
         table = module.get_parameter("text_emb.weight")
         with torch.no_grad():
             table[2] = table[3]
+
+
+def read_lm(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Read a language model tensor by tensor, for backends that keep it in a form of their own.
+
+    The tensors are those that :func:`load_lm` loads: LoRA is added, Hibiki's early end of stream
+    reads as padding, and weights are finite where the checkpoint asks for that.
+    :func:`open_lm_weights` gives quantized ones without loss instead.
+
+    Args:
+        checkpoint: Opened with its language model.
+        dtype: Of all tensors; None keeps the file's float types, float32 for quantized ones.
+
+    Yields:
+        In-memory name, and the tensor on the CPU in memory of its own.
+
+    Raises:
+        CheckpointError: See :func:`load_into`.
+    """
+    lora = open_lora(checkpoint)
+    with open_lm_weights(checkpoint) as reader:
+        for name in reader.names():
+            if dtype is None:
+                stored = reader.stored(name)
+                own = TORCH_DTYPES[stored.dtype] if stored.encoding == PLAIN else torch.float32
+            tensor = reader.read(name, dtype or own)
+            if checkpoint.check_finite:
+                _refuse_not_finite(tensor, name, reader.path)
+            if lora is not None:
+                tensor = lora.add_to(tensor, name)
+            if name == "text_emb.weight" and checkpoint.config.model_type == "hibiki":
+                tensor[2] = tensor[3]
+            yield name, tensor
+
+
+@contextmanager
+def open_lm_weights(checkpoint: Checkpoint) -> Iterator[WeightReader]:
+    """Open the language model's file of any released format, compared with its config.
+
+    Its :meth:`~moshi_pipe.nn.weight_reader.WeightReader.packed` gives codes, scales and biases as
+    they are stored. LoRA is not added.
+
+    Raises:
+        CheckpointError: The file is damaged or holds another model.
+    """
+    spec, path = checkpoint.config.lm, checkpoint.lm_weights
+    if path is None or spec is None:
+        raise CheckpointError(f"{checkpoint.where} was opened without its language model")
+    contents = match_weights(path, lm_layout(spec))
+    with reading(path) as file, torch.no_grad():
+        yield WeightReader(file, contents)
+
+
+def open_lora(checkpoint: Checkpoint) -> _Lora | None:
+    """Read a checkpoint's LoRA file, if it has one: small, so it is held in memory.
+
+    Raises:
+        CheckpointError: It does not fit the model, or is damaged.
+    """
+    spec, scaling = checkpoint.config.lm, checkpoint.config.lora_scaling
+    if checkpoint.lora is None or scaling is None or spec is None:
+        return None
+    return _Lora.open(checkpoint.lora, lm_layout(spec), scaling)
 
 
 def keeps_float32(name: str) -> bool:
@@ -132,7 +182,7 @@ def load_into(
     quantizer: Quantizer | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Fill a module from a safetensors file.
+    """Fill a module from a weight file of any released format.
 
     Parameters and buffers are replaced, not copied into, so the module may be on the meta device.
 
@@ -153,7 +203,7 @@ def load_into(
             or the module has parameters that the layout does not name.
         BackendError: The device has no room.
     """
-    header = check_weights(path, layout)
+    contents = match_weights(path, layout)
     _refuse_strangers(module, layout, path)
 
     def prepare(tensor: Tensor, name: str) -> Tensor:
@@ -162,8 +212,8 @@ def load_into(
         return tensor if lora is None else lora.add_to(tensor, name)
 
     done = 0
-    with _reading(path) as file, torch.no_grad():
-        reader = _Reader(file, header, layout)
+    with reading(path) as file, torch.no_grad():
+        reader = WeightReader(file, contents)
         for name in reader.names():
             kept = keep_float32(name)
             target = torch.float32 if kept else dtype
@@ -173,86 +223,9 @@ def load_into(
                 else:
                     tensor = reader.read(name, target, torch.device(device))
                     _assign(module, name, prepare(tensor, name))
-            done += layout.tensors[name].num_bytes
+            done += contents.stored[name].num_bytes
             if progress is not None:
-                progress(done, header.data_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where one in-memory tensor lies in a file.
-
-    Attributes:
-        start: First byte.
-        dtype: Type in the file.
-    """
-
-    start: int
-    dtype: torch.dtype
-
-
-class _Reader:
-    """Reads in-memory tensors from a file with fused or split names."""
-
-    def __init__(self, file: FileIO, header: Header, layout: Layout) -> None:
-        self._file = file
-        self._layout = layout
-        self._places: dict[str, _Place] = {}
-        self._largest = 0
-        self._scratch: Tensor | None = None
-        for file_name, entry in header.entries.items():
-            start, dtype = entry.start, _DTYPES[entry.spec.dtype]
-            for name in layout.resolve(file_name):
-                self._places[name] = _Place(start, dtype)
-                num_bytes = layout.tensors[name].num_elements * dtype.itemsize
-                self._largest = max(self._largest, num_bytes)
-                start += num_bytes
-
-    def names(self) -> list[str]:
-        """In-memory names of all weights, in the order of the file; int8 scales go with theirs."""
-        names = sorted(self._places, key=lambda name: self._places[name].start)
-        return [name for name in names if not name.endswith("_scb")]
-
-    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Read one tensor as ``dtype`` on ``device``; straight into place where nothing changes."""
-        stored, shape = self._places[name].dtype, self._layout.tensors[name].shape
-        if stored == torch.int8:
-            scale = self._through_scratch(f"{name}_scb").to(device, torch.float32, copy=True)
-            # int8 = round(127 w / absmax of the row)
-            wide = self._through_scratch(name).to(device).float()
-            return wide.mul_((scale / 127)[:, None]).to(dtype)
-        if stored == dtype and device.type == "cpu":
-            return _fill(self._file, self._places[name].start, torch.empty(shape, dtype=dtype))
-        raw = self._through_scratch(name)
-        # Narrow types cross to a GPU before they widen; on a CPU this is the one copy.
-        return raw.to(device).to(dtype) if device.type != "cpu" else raw.to(dtype, copy=True)
-
-    def read_int8(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Codes, until the next tensor is read, and row maxima; None where the file has neither."""
-        if self._places[name].dtype != torch.int8:
-            return None
-        absmax_O = self._through_scratch(f"{name}_scb").clone()
-        return self._through_scratch(name), absmax_O
-
-    def read_stored(self, name: str) -> Tensor:
-        """Read one tensor in the file's floating type, until the next is read."""
-        if self._places[name].dtype == torch.int8:
-            return self.read(name, torch.float32, torch.device("cpu"))
-        return self._through_scratch(name)
-
-    def _through_scratch(self, name: str) -> Tensor:
-        """Read one tensor into memory that the next one overwrites.
-
-        A buffer per tensor would be freed between tensors that stay, and the C library keeps such
-        holes: up to half of a model was seen.
-        """
-        place, shape = self._places[name], self._layout.tensors[name].shape
-        if self._scratch is None:
-            self._scratch = torch.empty(self._largest, dtype=torch.uint8)
-        num_bytes = prod(shape) * place.dtype.itemsize
-        return _fill(
-            self._file, place.start, self._scratch[:num_bytes].view(place.dtype).view(shape)
-        )
+                progress(done, contents.num_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +252,7 @@ class _Lora:
         header = read_header(path)
         halves: dict[str, dict[str, Tensor]] = {}
         unknown = []
-        with _reading(path) as file:
+        with reading(path) as file:
             for name, entry in header.entries.items():
                 stem, _, tail = name.rpartition(".lora_")
                 targets = layout.resolve(f"{stem}.weight") if stem else ()
@@ -289,8 +262,8 @@ class _Lora:
                 if not whole_parts or tail not in ("A.weight", "B.weight"):
                     unknown.append(name)
                     continue
-                dtype = _DTYPES[entry.spec.dtype]
-                whole = _fill(file, entry.start, torch.empty(entry.spec.shape, dtype=dtype))
+                dtype = TORCH_DTYPES[entry.spec.dtype]
+                whole = fill(file, entry.start, torch.empty(entry.spec.shape, dtype=dtype))
                 parts = whole.view(len(targets), -1, whole.shape[-1])
                 for target, part in zip(targets, parts, strict=True):
                     halves.setdefault(target, {})[tail[0]] = part
@@ -322,8 +295,7 @@ def _refuse_strangers(module: nn.Module, layout: Layout, path: Path) -> None:
     """Every parameter of the module must be filled, and every tensor must have its place."""
     own = {name for name, _ in module.named_parameters()}
     own |= {name for name, _ in module.named_buffers()}
-    weights = {name for name in layout.tensors if not name.endswith("_scb")}
-    wrong = sorted(own ^ weights)
+    wrong = sorted(own ^ set(layout.weights))
     if wrong:
         raise CheckpointError(
             f"cannot load {path} into {type(module).__name__}: module and config do not agree",
@@ -348,7 +320,7 @@ def _refuse_not_finite(tensor: Tensor, name: str, path: Path) -> None:
 def _quantize(
     module: nn.Module,
     name: str,
-    reader: _Reader,
+    reader: WeightReader,
     quantizer: Quantizer,
     prepare: Callable[[Tensor, str], Tensor],
 ) -> None:
@@ -373,36 +345,6 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         owner.register_buffer(last, tensor)
         return
     setattr(owner, last, nn.Parameter(tensor, requires_grad=False))
-
-
-def _fill(file: FileIO, start: int, tensor: Tensor) -> Tensor:
-    """Read bytes of the file into the memory of a tensor, without a copy between."""
-    if tensor.numel() == 0:
-        return tensor
-    array: Any = tensor.view(-1).view(torch.uint8).numpy()
-    rest = memoryview(array)
-    file.seek(start)
-    while rest:
-        count = file.readinto(rest)  # at most 2 GiB at once
-        if not count:
-            raise CheckpointError(
-                f"cannot read the weights in {file.name}",
-                got="the file became shorter while it was read",
-                fix="download or copy the file again",
-            )
-        rest = rest[count:]
-    return tensor
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[FileIO]:
-    try:
-        with path.open("rb", buffering=0) as file:
-            yield file
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read the weights in {path}", got=error.strerror or str(error)
-        ) from error
 
 
 @contextmanager
