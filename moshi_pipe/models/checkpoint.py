@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.errors import CheckpointError
+from moshi_pipe.errors import CheckpointError, closest
 from moshi_pipe.models import hub
 from moshi_pipe.models.layout import lm_layout, mimi_layout
-from moshi_pipe.models.released import RELEASED_CONFIGS, RELEASES
+from moshi_pipe.models.released import RELEASED_CONFIGS, RELEASED_SCHEME, RELEASES
 from moshi_pipe.models.spec import MOSHI_7B_CONFIG, LMSpec, MimiSpec
 from moshi_pipe.models.weight_check import check_weights
 
@@ -52,7 +52,8 @@ class ModelOptions:
         repo: Hub repository, ``owner/name``.
         revision: Branch, tag or commit of ``repo``.
         path: Folder with the model's files.
-        config_file: Config to use instead of the model's; a path or ``hf://owner/repo/file``.
+        config_file: Config to use instead of the model's; a path, ``hf://owner/repo/file``, or
+            ``released://owner/repo`` for one that is known here.
         lm_file: Language model weights to use instead of those that the config names.
         mimi_file: Codec weights, likewise.
         tokenizer_file: Text tokenizer, likewise.
@@ -373,7 +374,10 @@ def embedded_folder() -> Path:
 
 
 def _read_config(place: _Place, options: ModelOptions) -> tuple[ModelConfig, tuple[str, ...]]:
-    path = place.get(CONFIG_NAME, options.config_file) if options.config_file else place.config()
+    given = options.config_file or ""
+    if given.startswith(RELEASED_SCHEME):
+        return ModelConfig.from_json({**_released(given), **options.overrides}), ()
+    path = place.get(CONFIG_NAME, given) if given else place.config()
     if path is not None:
         config = ModelConfig.from_json({**_read_json(path), **options.overrides})
         return config, ()
@@ -398,6 +402,16 @@ def _read_config(place: _Place, options: ModelOptions) -> tuple[ModelConfig, tup
     # The released 7B without a config.json is known; a folder's may be anything.
     known = place.folder is None and options.repo in RELEASED_CONFIGS
     return replace(config, lm_name=there), () if known else (warning,)
+
+
+def _released(name: str) -> Mapping[str, Any]:
+    """The config of a released model that is known without its file."""
+    repo = name.removeprefix(RELEASED_SCHEME)
+    if repo not in RELEASED_CONFIGS:
+        raise CheckpointError(
+            f"no config is known for {repo}", wanted=closest(repo, RELEASED_CONFIGS)
+        )
+    return RELEASED_CONFIGS[repo]
 
 
 def _mimi_spec(place: _Place, config: ModelConfig) -> MimiSpec:

@@ -131,6 +131,21 @@ _STT_1B: Final[Mapping[str, Any]] = {
 }
 
 
+# Moshi that also guesses the user's 8 codebooks, which a conversation does not need: 16 steps of
+# the depth transformer are stored, the first 8 used. Its repository's own config.json is not read
+# by its own program either.
+# Source: NVIDIA/personaplex@6651297 moshi/moshi/models/loaders.py, get_moshi_lm.
+_PERSONAPLEX: Final[Mapping[str, Any]] = {
+    **MOSHI_7B_CONFIG,
+    "dep_q": 16,
+    "dep_q_used": 8,
+    "depformer_context": 8,
+}
+
+RELEASED_SCHEME: Final = "released://"
+"""Before a repository's name: the config that is listed here, instead of a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """A repository with a model in one format.
@@ -187,6 +202,7 @@ _PYTORCH_CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "kyutai/hibiki-1b-pytorch-bf16": _HIBIKI_1B,
     "kyutai/stt-2.6b-en": _STT_2_6B,
     "kyutai/stt-1b-en_fr": _STT_1B,
+    "nvidia/personaplex-7b-v1": _PERSONAPLEX,
 }
 
 RELEASED_CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = {

@@ -285,6 +285,8 @@ class LMSpec:
         extra_head_size: Classes of each of them.
         conditioners: Conditions summed onto the embedding at every step.
         quantized: The released weights are int8 with ``weight_scb`` scales.
+        num_stored: Codebooks that the file's depth transformer predicts, where those are more than
+            the model says; 0 where they are not. It also guesses what it hears (PersonaPlex).
     """
 
     delays: tuple[int, ...]
@@ -306,6 +308,7 @@ class LMSpec:
     extra_head_size: int = 6
     conditioners: tuple[ConditionerSpec, ...] = ()
     quantized: bool = False
+    num_stored: int = 0
 
     @property
     def num_streams(self) -> int:
@@ -326,6 +329,19 @@ class LMSpec:
     def initial_codes(self) -> tuple[int, ...]:
         """The column before time begins, ``[S]``."""
         return (self.text_cardinality, *[self.cardinality] * self.num_codebooks)
+
+    def as_stored(self) -> LMSpec:
+        """The model with every codebook that its file predicts; itself where none is left out."""
+        depth = self.depth
+        if not self.num_stored or depth is None:
+            return self
+        more = self.num_stored - self.num_generated
+        if depth.weight_sets:
+            # What is left out has weights of its own: the sets go on where those in use end.
+            sets = (*depth.weight_sets, *(depth.num_weight_sets + i for i in range(more)))
+            feedforward = (*depth.feedforward, *depth.feedforward[-1:] * more)
+            depth = replace(depth, weight_sets=sets, feedforward=feedforward)
+        return replace(self, num_generated=self.num_stored, num_stored=0, depth=depth)
 
     def codebook_weight_set(self, codebook: int) -> int:
         """Weight set that the depth transformer uses for ``codebook``."""
@@ -350,7 +366,14 @@ class LMSpec:
         )
         _refuse_tts(values)
         _require_value(values, "causal", True)
-        num_generated = int(values.get("dep_q", 8))
+        num_stored = int(values.get("dep_q", 8))
+        num_generated = int(values.pop("dep_q_used", num_stored))
+        if num_generated > num_stored or (num_generated < num_stored and not num_generated):
+            raise CheckpointError(
+                "config.json: 'dep_q_used' is not a part of the codebooks",
+                got=str(num_generated),
+                wanted=f"1 to dep_q={num_stored}",
+            )
         num_codebooks = int(values.get("n_q", 8))
         delays = tuple(int(delay) for delay in values.get("delays", [0]))
         if len(delays) != num_codebooks + 1:
@@ -381,6 +404,7 @@ class LMSpec:
             extra_head_size=int(values.get("extra_heads_dim", 6)),
             conditioners=_conditioners(values),
             quantized=bool(values.get("quantize", False)),
+            num_stored=num_stored if num_stored > num_generated else 0,
         )
 
 
@@ -631,6 +655,7 @@ _LM_KEYS: Final = frozenset(
         "delays",
         "n_q",
         "dep_q",
+        "dep_q_used",
         "card",
         "text_card",
         "text_card_out",

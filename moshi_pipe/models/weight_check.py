@@ -17,7 +17,7 @@ from moshi_pipe.models.formats.contents import (
 )
 from moshi_pipe.models.formats.gguf_header import MAGIC, read_gguf_header
 from moshi_pipe.models.formats.names import HUB, naming_of, slice_names
-from moshi_pipe.models.layout import FLOAT_DTYPES, SCALE_SUFFIX, Layout, TensorSpec
+from moshi_pipe.models.layout import FLOAT_DTYPES, SCALE_SUFFIX, Layout, TensorSpec, lm_layout
 from moshi_pipe.models.safetensors_header import Header, read_header
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ def match_weights(path: Path, layout: Layout) -> Contents:
     """
     header = read_any_header(path)
     naming = naming_of(header.entries) if layout.lm is not None else HUB
+    kept = layout.weights
+    if layout.lm is not None and layout.lm.num_stored:
+        layout = lm_layout(layout.lm.as_stored())
     match = _Match(header, layout, naming)
     problems = match.problems()
     if problems:
@@ -84,7 +87,8 @@ def match_weights(path: Path, layout: Layout) -> Contents:
             wanted=f"{match.num_expected} tensors, {predicted} elements, quantized or not",
             fix="use the config.json that belongs to this file",
         )
-    order = sorted(match.stored.items(), key=lambda item: item[1].parts[0].start)
+    found = {name: stored for name, stored in match.stored.items() if name in kept}
+    order = sorted(found.items(), key=lambda item: item[1].parts[0].start)
     return Contents(header, naming, is_gguf(path), dict(order))
 
 

@@ -292,6 +292,7 @@ def _write_config(checkpoint: Checkpoint, folder: Path, lm_name: str, to: str) -
     if not set(raw) - {"model_type"}:
         raw = dict(MOSHI_7B_CONFIG)
     raw.pop("quantize", None)
+    raw["dep_q"] = raw.pop("dep_q_used", raw.get("dep_q", 8))  # what is not used is left out
     if to == "torch-q8":
         raw["quantize"] = True
     raw["moshi_name"] = lm_name

@@ -208,3 +208,35 @@ def test_what_a_user_chose_stays(given: dict[str, str]) -> None:
 def test_every_release_can_be_planned_without_a_network() -> None:
     for releases in RELEASES.values():
         assert {release.repo for release in releases.values()} <= set(RELEASED_CONFIGS)
+
+
+def test_personaplex_is_moshi_with_sixteen_depth_steps_of_which_eight_are_used() -> None:
+    config, mimi = read_specs(ModelOptions(name="p", repo="nvidia/personaplex-7b-v1"))
+    lm = config.lm
+
+    assert lm is not None
+    assert (lm.num_generated, lm.num_user, mimi.num_active) == (8, 8, 8)
+    moshi = read_specs(options())[0].lm
+    assert moshi is not None
+    assert {n: s.shape for n, s in lm_layout(lm).tensors.items()} == {
+        n: s.shape for n, s in lm_layout(moshi).tensors.items()
+    }
+    # As its file has it: 8 371 408 896 elements.
+    stored = lm_layout(lm.as_stored()).tensors.values()
+    assert sum(spec.num_elements for spec in stored) == 8_371_408_896
+
+
+def test_a_released_config_serves_a_folder(tmp_path: Path) -> None:
+    wanted = "released://nvidia/personaplex-7b-v1"
+    found = read_specs(ModelOptions(name="p", path=str(tmp_path), config_file=wanted))[0]
+    assert found.lm is not None
+    assert found.lm.num_stored == 16
+
+    with pytest.raises(CheckpointError, match="no config is known for nobody/nothing"):
+        read_specs(ModelOptions(path=str(tmp_path), config_file="released://nobody/nothing"))
+
+
+@pytest.mark.parametrize("used", [0, 9])
+def test_more_depth_steps_than_there_are_cannot_be_used(used: int) -> None:
+    with pytest.raises(CheckpointError, match="'dep_q_used' is not a part"):
+        LMSpec.from_config(BASE | {"dep_q": 8, "dep_q_used": used})

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from moshi_pipe.models.checkpoint import ModelOptions, embedded_folder, open_che
 from moshi_pipe.models.formats.contents import FORMATS
 from moshi_pipe.models.formats.target import FILE_NAMES
 from moshi_pipe.models.layout import lm_layout
+from moshi_pipe.models.protocols import Controls
 from moshi_pipe.models.weight_check import match_weights
 from moshi_pipe.nn import convert as convert_module
+from moshi_pipe.nn.backend import TorchOptions, open_lm
 from moshi_pipe.nn.convert import LOSSLESS, convert
 from moshi_pipe.nn.load import open_lm_weights, read_lm
 
@@ -343,3 +346,42 @@ def test_converting_takes_some_mb_whatever_the_size(tmp_path: Path, to: str) -> 
     )
 
     assert float(answer.stdout) < 60
+
+
+def test_depth_weights_that_are_not_used_are_passed_over(tmp_path: Path) -> None:
+    more = BASE | {"dep_q": 8}
+    write_lm(tmp_path / "a", more)
+    whole = open_lm_at(tmp_path / "a")
+    part = open_lm_at(tmp_path / "a", overrides={"dep_q_used": 4})
+
+    part.check()
+    made = convert(part, tmp_path / "b", to="mlx")
+
+    assert made.lossless
+    written = open_lm_at(tmp_path / "b")
+    written.check()
+    assert part.config.lm is not None
+    assert written.config.lm == replace(part.config.lm, num_stored=0)
+    every, used = dict(read_lm(whole)), dict(read_lm(part))
+    assert set(used) < set(every)
+    assert "linears.4.weight" not in used
+    assert all(torch.equal(every[name], used[name]) for name in used)
+    assert all(torch.equal(tensor, used[name]) for name, tensor in read_lm(written))
+
+
+def test_the_first_depth_steps_do_not_need_the_later_ones(tmp_path: Path) -> None:
+    write_lm(tmp_path, BASE | {"dep_q": 8}, dtype="F32")
+    column_BS = torch.tensor([[3, *range(8)]])
+    codes = []
+    for overrides in ({}, {"dep_q_used": 4}):
+        checkpoint = open_lm_at(tmp_path, overrides=overrides)
+        model = open_lm(checkpoint, TorchOptions(torch.device("cpu"), torch.float32))
+        zeros, counts = torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+        state = model.new_state(1)
+        valid_B = torch.ones(1, dtype=torch.bool)
+        with torch.inference_mode():
+            step = model.step(column_BS, valid_B, Controls(zeros, zeros, counts, counts), state)
+        codes.append(step.codes_BK.tolist()[0])
+
+    assert len(codes[0]) == 8
+    assert codes[1] == codes[0][:4]
