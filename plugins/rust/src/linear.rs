@@ -64,7 +64,7 @@ impl Linear {
         }
         let tensor = weights.read(piece, &Device::Cpu)?;
         expect(name, tensor.dims(), shape)?;
-        if place.quantize && shape.1 % BLOCK == 0 {
+        if place.quantize && shape.1.is_multiple_of(BLOCK) {
             let stored = Arc::new(QTensor::quantize(&tensor, GgmlDType::Q8_0)?);
             if place.own() {
                 return Ok(Self::Rows(Rows::from_q8(&stored)?));

@@ -5,6 +5,9 @@
 //! that 8-bit rows give what their dequantized values give. A result does not depend on how many
 //! inputs are multiplied together, nor on the number of threads.
 
+// Counted loops over lanes are what the compiler turns into wide instructions.
+#![allow(clippy::needless_range_loop)]
+
 use candle::quantized::{GgmlDType, QTensor};
 use candle::{DType, Device, Result, Tensor};
 use half::bf16;

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from rust_models import Runner, candle_names, rust_lm, tokens, torch_lm, write_lm
@@ -245,6 +248,29 @@ def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
     path = write_lm(tmp_path, reference, lambda t: {k: t[k] for k in t if "linears.1" not in k})
     with pytest.raises(BackendError, match=r"no tensor 'linears\.1\.weight'"):
         rust_lm(path, reference.spec)
+
+
+def test_the_interpreter_is_free_during_a_step(rust: RustLM) -> None:
+    """With threads that never give way by themselves, a step must let another one in."""
+    state, column = rust.new_state(1), np.zeros((1, rust.spec.num_streams), dtype=np.int64)
+    stop, done, most = threading.Event(), [0], 5000
+
+    def work() -> None:
+        while done[0] < most and not stop.is_set():
+            rust._handle.temporal(column, [True], None, state.handle)
+            done[0] += 1
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        stop.set()
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert done[0] < most
 
 
 def test_it_is_a_speech_lm(rust: RustLM) -> None:
