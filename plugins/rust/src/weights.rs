@@ -9,6 +9,7 @@ use candle::quantized::gguf_file;
 use candle::quantized::QTensor;
 use candle::safetensors::MmapedSafetensors;
 use candle::{DType, Device, Result, Tensor};
+use half::{bf16, f16};
 
 enum Kind {
     Safetensors(MmapedSafetensors),
@@ -132,12 +133,15 @@ impl Weights {
 
 /// Refuses NaN and infinity.
 pub fn require_finite(tensor: &Tensor, name: &str) -> Result<()> {
-    if tensor.dtype().is_float() {
-        // Zero times anything finite is zero.
-        let sum = (tensor.to_dtype(DType::F32)? * 0.0)?.sum_all()?.to_scalar::<f32>()?;
-        if sum.is_nan() {
-            candle::bail!("'{name}' has numbers that are not finite")
-        }
+    let flat = tensor.flatten_all()?;
+    let finite = match tensor.dtype() {
+        DType::BF16 => flat.to_vec1::<bf16>()?.iter().all(|x| x.is_finite()),
+        DType::F16 => flat.to_vec1::<f16>()?.iter().all(|x| x.is_finite()),
+        DType::F32 => flat.to_vec1::<f32>()?.iter().all(|x| x.is_finite()),
+        _ => true,
+    };
+    if !finite {
+        candle::bail!("'{name}' has numbers that are not finite")
     }
     Ok(())
 }

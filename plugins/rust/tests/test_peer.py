@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from moshi_pipe_rust.native import load_native
+from rust_gguf import write_gguf
 from rust_models import Runner, candle_names, released_tensors, rust_lm, tokens, torch_lm
 from safetensors.torch import save_file
 from support.golden import BASE_LM, DELAYED_LM
-from test_quantized import write_gguf
 
 from moshi_pipe.models.layout import lm_layout
 

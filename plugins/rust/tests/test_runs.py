@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import soundfile
+from rust_gguf import write_gguf
 from rust_models import candle_names
 from safetensors.torch import load_file, save_file
-from test_quantized import write_gguf
 
 from moshi_pipe.cli import main
 from moshi_pipe.models.checkpoint import ModelOptions, embedded_folder, read_specs
