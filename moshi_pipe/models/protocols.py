@@ -123,6 +123,30 @@ class Quantizer(Protocol):
             The module; None to be given the widened weight instead.
         """
 
+    def adopt_affine(
+        self,
+        name: str,
+        codes_OD: Tensor,
+        scales_OG: Tensor,
+        biases_OG: Tensor,
+        bias_O: Tensor | None,
+        *,
+        bits: int,
+    ) -> nn.Module | None:
+        """Take the groups of an MLX file as they are: ``weight = codes * scales + biases``.
+
+        Args:
+            name: In-memory name of the weight.
+            codes_OD: uint8, on the CPU.
+            scales_OG: Of each group, in the file's float type.
+            biases_OG: Likewise.
+            bias_O: Or None.
+            bits: Of a code.
+
+        Returns:
+            The module; None to be given the widened weight instead.
+        """
+
 
 @runtime_checkable
 class Codec(Protocol):

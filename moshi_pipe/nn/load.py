@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from moshi_pipe.errors import BackendError, CheckpointError
-from moshi_pipe.models.formats.contents import PLAIN
+from moshi_pipe.models.formats.contents import AFFINE, PLAIN
 from moshi_pipe.models.layout import Layout, is_linear, lm_layout, mimi_layout
 from moshi_pipe.models.safetensors_header import read_header
 from moshi_pipe.models.weight_check import match_weights
@@ -329,9 +329,13 @@ def _quantize(
     parent, _, last = place.rpartition(".")
     owner, plain = module.get_submodule(parent), module.get_submodule(place)
     bias_O = plain.bias if isinstance(plain, nn.Linear) else None
-    stored, made = reader.read_int8(name), None
-    if stored is not None:
-        made = quantizer.adopt_int8(name, *stored, bias_O)
+    rows, made = reader.read_int8(name), None
+    packed = reader.packed(name) if reader.stored(name).encoding == AFFINE else None
+    if rows is not None:
+        made = quantizer.adopt_int8(name, *rows, bias_O)
+    if packed is not None and packed.biases is not None:
+        groups = (packed.codes, packed.scales, packed.biases)
+        made = quantizer.adopt_affine(name, *groups, bias_O, bits=packed.bits)
     if made is None:
         made = quantizer.linear(name, prepare(reader.read_stored(name), name), bias_O)
     owner.register_module(last, made)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moshi_pipe.errors import ConfigError, closest
+from moshi_pipe.nn.packing import pack_codes, quantize_affine, quantize_rows, unpack_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -169,7 +170,7 @@ class Int4Linear(QuantizedLinear):
     ) -> None:
         super().__init__(codes_OD.shape[1], codes_OD.shape[0], bias_O)
         self.group_size = codes_OD.shape[1] // scales_OG.shape[1]
-        self.register_buffer("weight", codes_OD[:, ::2] | (codes_OD[:, 1::2] << 4))
+        self.register_buffer("weight", pack_codes(codes_OD, 4))
         self.register_buffer("weight_scales", scales_OG)
         self.register_buffer("weight_biases", biases_OG)
 
@@ -180,8 +181,7 @@ class Int4Linear(QuantizedLinear):
 
     def codes(self, rows: slice = _ALL) -> Tensor:
         """Rows of codes 0 to 15, uint8 ``[O, D]``; not once they are packed."""
-        halves = [self.weight[rows] & _LARGEST_CODE4, self.weight[rows] >> 4]
-        return torch.stack(halves, dim=-1).flatten(1)
+        return unpack_codes(self.weight[rows], 4)
 
     def widened(self, rows: slice = _ALL) -> Tensor:
         """Rows of the weights as float32, ``[O, D]``; not once they are packed."""
@@ -192,10 +192,10 @@ class Int4Linear(QuantizedLinear):
 
 
 def quantize_int8(weight_OD: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each row to 255 levels between minus and plus its largest magnitude.
+    """Quantize rows as the released int8 files are, some rows at a time.
 
     Args:
-        weight_OD: Any floating type; widened piece by piece.
+        weight_OD: Any floating type.
 
     Returns:
         Codes int8 ``[O, D]`` and largest magnitudes float32 ``[O]``; a row of zeros stays zeros.
@@ -203,16 +203,12 @@ def quantize_int8(weight_OD: Tensor) -> tuple[Tensor, Tensor]:
     codes_OD = torch.empty(weight_OD.shape, dtype=torch.int8)
     absmax_O = torch.empty(weight_OD.shape[0])
     for rows in _pieces(weight_OD):
-        wide = weight_OD[rows].float()
-        absmax = wide.abs().amax(dim=1)
-        absmax_O[rows] = absmax
-        codes = (wide * (_LARGEST_CODE / absmax.clamp(min=1e-30))[:, None]).round_()
-        codes_OD[rows] = codes.to(torch.int8)
+        codes_OD[rows], absmax_O[rows] = quantize_rows(weight_OD[rows])
     return codes_OD, absmax_O
 
 
 def quantize_int4(weight_OD: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Round each group to 16 levels between its least and its greatest weight.
+    """Quantize groups as the released MLX files are, some rows at a time.
 
     Args:
         weight_OD: Any floating type; ``D`` a multiple of the group.
@@ -226,15 +222,9 @@ def quantize_int4(weight_OD: Tensor, group_size: int) -> tuple[Tensor, Tensor, T
     scales_OG = torch.empty(dim_out, dim_in // group_size, dtype=torch.bfloat16)
     biases_OG = torch.empty_like(scales_OG)
     for rows in _pieces(weight_OD):
-        wide_RGE = weight_OD[rows].float().unflatten(1, (-1, group_size))
-        least, most = wide_RGE.amin(dim=2), wide_RGE.amax(dim=2)
-        # Scale and bias are rounded first, so that the codes make up for it.
-        biases_OG[rows] = least.to(torch.bfloat16)
-        bias = biases_OG[rows].float()
-        scales_OG[rows] = ((most - bias) / _LARGEST_CODE4).clamp(min=1e-12).to(torch.bfloat16)
-        scale = scales_OG[rows].float()
-        codes = ((wide_RGE - bias[..., None]) / scale[..., None]).round_().clamp_(0, _LARGEST_CODE4)
-        codes_OD[rows] = codes.to(torch.uint8).flatten(1)
+        packed = quantize_affine(weight_OD[rows], 4, group_size)
+        codes_OD[rows], scales_OG[rows] = packed.codes, packed.scales
+        biases_OG[rows] = _present(packed.biases)
     return codes_OD, scales_OG, biases_OG
 
 
@@ -338,6 +328,12 @@ def _least_time(layer: QuantizedLinear, x_MD: Tensor) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise RuntimeError("the affine form has biases")
+    return tensor
 
 
 def _pieces(weight_OD: Tensor) -> list[slice]:

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import torch
+
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.nn.quantized import (
     Int4Linear,
@@ -20,7 +22,6 @@ from moshi_pipe.nn.quantized import (
 from moshi_pipe.units import format_bytes
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 NAMES: Final = ("int8", "int4")
@@ -38,7 +39,8 @@ class LayerQuality:
         plain_bytes: Of the weight as it was stored.
         num_bits: Of a code.
         num_bytes: Of codes and scales.
-        error: Norm of the difference over the norm of the weight; None where the file was int8.
+        error: Norm of the difference over the norm of the weight; None where the file's own codes
+            were taken.
     """
 
     name: str
@@ -117,6 +119,23 @@ class WeightQuantizer:
         if self._name != "int8":
             return None
         layer = Int8Linear(codes_OD.clone(), absmax_O.float().clone(), bias_O)
+        return self._finish(name, layer.num_bytes, layer, None)
+
+    def adopt_affine(
+        self,
+        name: str,
+        codes_OD: Tensor,
+        scales_OG: Tensor,
+        biases_OG: Tensor,
+        bias_O: Tensor | None,
+        *,
+        bits: int,
+    ) -> QuantizedLinear | None:
+        """Take the weights of an MLX file as they are; None where they must be quantized anew."""
+        if self._name != "int4" or bits != 4:
+            return None
+        scales_OG, biases_OG = scales_OG.to(torch.bfloat16), biases_OG.to(torch.bfloat16)
+        layer = Int4Linear(codes_OD, scales_OG, biases_OG, bias_O)
         return self._finish(name, layer.num_bytes, layer, None)
 
     @property

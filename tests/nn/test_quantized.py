@@ -42,13 +42,13 @@ def test_int8_rounds_each_row_to_its_own_255_levels() -> None:
     assert absmax_O.tolist() == [1.0, 0.0, 254.0]
 
 
-def test_int4_spans_each_group_from_its_least_to_its_greatest() -> None:
-    weight_OD = torch.cat([torch.linspace(-1, 0.875, 16), torch.full((16,), 3.0)])[None]
+def test_int4_gives_each_group_its_own_16_levels() -> None:
+    weight_OD = torch.cat([torch.arange(16) - 8.0, torch.full((16,), 3.0)])[None]
 
     layer = Int4Linear(*quantize_int4(weight_OD, 16))
 
-    assert layer.codes()[0, :16].tolist() == list(range(16))
-    torch.testing.assert_close(layer.widened(), weight_OD, rtol=0, atol=1e-6)
+    torch.testing.assert_close(layer.widened(), weight_OD, rtol=0, atol=0)
+    assert len(set(layer.codes()[0, :16].tolist())) == 16
     assert layer.num_bytes == 16 + 2 * 4
 
 

@@ -17,6 +17,7 @@ from moshi_pipe.models.checkpoint import LM, Checkpoint, ModelOptions, open_chec
 from moshi_pipe.models.layout import is_linear
 from moshi_pipe.models.make_checkpoint import make_checkpoint
 from moshi_pipe.models.protocols import Controls
+from moshi_pipe.nn.convert import convert
 from moshi_pipe.nn.load import load_lm
 from moshi_pipe.nn.moshi import Moshi
 from moshi_pipe.nn.quantized import Int8Linear, QuantizedLinear
@@ -136,6 +137,29 @@ def test_an_int8_file_may_be_widened_or_become_int4(folder: Path, tmp_path: Path
     assert error_of(logits_of(int4), wanted) < 0.25
 
 
+def test_an_mlx_file_keeps_its_codes(folder: Path, tmp_path: Path) -> None:
+    convert(open_checkpoint(ModelOptions(path=str(folder))), tmp_path, to="mlx-q4")
+    wanted = logits_of(opened(tmp_path))
+    quantizer = quantizer_of("int4", "widen")
+
+    kept = logits_of(opened(tmp_path, quantizer))
+
+    assert error_of(kept, wanted) < 1e-5
+    assert any(layer.error is None and layer.num_bits == 4 for layer in quantizer.layers)
+
+
+def test_what_is_quantized_at_load_is_what_a_converted_file_holds(
+    folder: Path, tmp_path: Path
+) -> None:
+    convert(open_checkpoint(ModelOptions(path=str(folder))), tmp_path, to="torch-q8")
+
+    converted = opened(tmp_path, quantizer_of("int8", "rows"))
+
+    assert torch.equal(
+        logits_of(converted), logits_of(opened(folder, quantizer_of("int8", "rows")))
+    )
+
+
 def write_released_int8(folder: Path, model: Moshi, out: Path) -> None:
     """Write a model as the int8 checkpoints are: codes, and row maxima under ``_scb``."""
     config = json.loads((folder / "config.json").read_text())
@@ -163,6 +187,9 @@ class Halver:
         return layer
 
     def adopt_int8(self, *given: Any) -> None:
+        return None
+
+    def adopt_affine(self, *given: Any, bits: int) -> None:
         return None
 
 
