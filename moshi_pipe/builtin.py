@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from moshi_pipe.errors import BackendError
 from moshi_pipe.hooks import BackendOptions, OwnedRegistry, hookimpl
 
 if TYPE_CHECKING:
@@ -47,11 +48,14 @@ class TorchBackend:
     """The PyTorch backend and its quantizer.
 
     Args:
-        open_quantizer: Finds the quantizer that options name, among those of all plugins.
+        open_quantizer: Finds the quantizer that options name, among those of all plugins; None
+            knows the package's own, as a plugin that builds upon this backend may want it.
     """
 
-    def __init__(self, open_quantizer: Callable[[BackendOptions, str], Quantizer]) -> None:
-        self._open_quantizer = open_quantizer
+    def __init__(
+        self, open_quantizer: Callable[[BackendOptions, str], Quantizer] | None = None
+    ) -> None:
+        self._find_quantizer = open_quantizer or self._own_quantizer
 
     @hookimpl
     def open_codec(
@@ -76,7 +80,7 @@ class TorchBackend:
         torch_options = _torch_options(options)
         quantizer = None
         if options.quant != "none":
-            quantizer = self._open_quantizer(options, str(torch_options.device))
+            quantizer = self._find_quantizer(options, str(torch_options.device))
         return backend.open_lm(checkpoint, torch_options, quantizer=quantizer, progress=progress)
 
     @hookimpl
@@ -93,6 +97,14 @@ class TorchBackend:
             exact=options.numerics == "reference",
             device=device,
         )
+
+    def _own_quantizer(self, options: BackendOptions, device: str) -> Quantizer:
+        quantizer: Quantizer | None = self.open_quantizer(options, device)
+        if quantizer is None:
+            raise BackendError(
+                f"backend torch has no quantization '{options.quant}'", fix="set quant=none"
+            )
+        return quantizer
 
 
 def _torch_options(options: BackendOptions) -> TorchOptions:

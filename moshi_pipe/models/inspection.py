@@ -34,10 +34,11 @@ READERS: Final = {
     "torch": ("torch", "mlx", "rust"),
     "torch-q8": ("torch", "mlx"),
     "mlx": ("torch", "mlx"),
-    "candle": ("torch", "rust"),
-    "gguf": ("torch", "rust"),
+    "candle": ("torch", "mlx", "rust"),
+    "gguf": ("torch", "mlx", "rust"),
 }
-"""Backends that read a language model's format; any ``mlx-qN`` as ``mlx``."""
+"""Backends that read a language model's format; any ``mlx-qN`` as ``mlx``. All but ``torch`` are
+plugins."""
 
 _WEIGHTS: Final = (".safetensors", ".gguf")
 _CODEC_NAMES: Final = ("encoder.model.", "decoder.model.", "quantizer.")

@@ -42,9 +42,9 @@ def test_a_whole_folder_is_described(tiny: Path) -> None:
     ("to", "form", "quantization", "backends"),
     [
         ("mlx-q4", "mlx-q4", "int4 in groups of 32", ("torch", "mlx")),
-        ("gguf", "gguf", "Q8_0", ("torch", "rust")),
+        ("gguf", "gguf", "Q8_0", ("torch", "mlx", "rust")),
         ("torch-q8", "torch-q8", "int8 per row", ("torch", "mlx")),
-        ("candle", "candle", "none", ("torch", "rust")),
+        ("candle", "candle", "none", ("torch", "mlx", "rust")),
     ],
 )
 def test_formats_are_told(

@@ -12,17 +12,30 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import mlx.core as mx
+import torch
 
 from moshi_pipe.errors import BackendError, CheckpointError
+from moshi_pipe.models.formats.names import CANDLE, naming_of
 from moshi_pipe.models.layout import FLOAT_DTYPES, Layout, is_linear, lm_layout, mimi_layout
-from moshi_pipe.models.safetensors_header import Header, read_header
-from moshi_pipe.models.weight_check import check_weights
+from moshi_pipe.models.weight_check import (
+    check_weights,
+    is_gguf,
+    match_weights,
+    read_any_header,
+)
+from moshi_pipe.nn.packing import Packed as TorchPacked
+from moshi_pipe.nn.packing import pack_codes
+from moshi_pipe.nn.weight_reader import WeightReader
+from moshi_pipe.nn.weight_reader import reading as open_weights
 from moshi_pipe_mlx.matrix import Dense, Matrix, Packed, Packing, Weights
 from moshi_pipe_mlx.names import file_shape, is_mlx_file, mlx_names
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
+    from moshi_pipe.models.safetensors_header import Header
     from moshi_pipe.models.spec import LMSpec, MimiSpec
     from moshi_pipe_mlx.place import Place
 
@@ -92,15 +105,16 @@ def read_lm(
     hibiki: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Weights, Packing | None]:
-    """Read a language model in the PyTorch or the MLX format; which one, its names tell.
+    """Read a language model in any released format; which one, its content tells.
 
     Packed tensors of an MLX file stay packed: their shapes tell bits and group, not the file's
-    name. ``quant`` quantizes the others as the released files were: linear layers and embeddings,
-    int8 in groups of 64 and int4 in groups of 32; conditions, and rows that do not divide into
-    whole groups, stay as they are.
+    name. GGUF's blocks are repacked to 8 bits in groups of 32, the same numbers. ``quant``
+    quantizes the others as the released files were: linear layers and embeddings, int8 in groups
+    of 64 and int4 in groups of 32; conditions, and rows that do not divide into whole groups, stay
+    as they are.
 
     Args:
-        path: Safetensors.
+        path: Safetensors or GGUF.
         lm: What it must hold.
         place: Device and types.
         quant: ``none``, ``int8`` or ``int4``.
@@ -123,10 +137,12 @@ def read_lm(
             fix="set quant=none, or backend=torch",
         )
     store = _Store(path, place, PACKINGS.get(quant), check_finite)
-    header = read_header(path)
+    header = read_any_header(path)
     with place.enter():
         if is_mlx_file(header.entries):
             _read_mlx(header, lm, store, quant, progress)
+        elif is_gguf(path) or naming_of(header.entries) == CANDLE or lm.num_stored:
+            _read_foreign(path, lm, store, quant, progress)
         else:
             _read_hub(check_weights(path, lm_layout(lm)), lm_layout(lm), store, progress)
         if hibiki:
@@ -168,6 +184,47 @@ def _read_hub(header: Header, layout: Layout, store: _Store, progress: Progress 
     with _reading(header.path):
         for name, tensor in _pieces(header, layout, progress):
             store.put(name, tensor)
+
+
+def _read_foreign(
+    path: Path, lm: LMSpec, store: _Store, quant: str, progress: Progress | None
+) -> None:
+    """Read what MLX itself has no reader for, or other names: GGUF and candle's files."""
+    contents = match_weights(path, lm_layout(lm))
+    if contents.is_quantized and quant not in ("none", "int8"):
+        raise CheckpointError(
+            f"{path} cannot be loaded with quant={quant}",
+            got=f"a file of {contents.quantization}",
+            wanted="quant=none or int8, or weights that are not quantized",
+            fix="leave quant at none to take the file as it is",
+        )
+    done = 0
+    with open_weights(path) as file:
+        reader = WeightReader(file, contents)
+        for name, stored in contents.stored.items():
+            packed = reader.packed(name) if stored.group in _GROUPS else None
+            if packed is None:
+                store.put(name, _array(reader.read_stored(name)))
+            else:
+                _put_packed(name, packed.affine(), store)
+            done += stored.num_bytes
+            if progress is not None:
+                progress(done, contents.num_bytes)
+
+
+def _put_packed(name: str, packed: TorchPacked, store: _Store) -> None:
+    if packed.biases is None:
+        raise RuntimeError("MLX's form has biases")
+    words = mx.array(pack_codes(packed.codes, packed.bits).numpy()).view(mx.uint32)
+    arrays = [words, _array(packed.scales), _array(packed.biases)]
+    _put_mlx(name, arrays, Packing(packed.bits, packed.group), Layout({}), store)
+
+
+def _array(tensor: Tensor) -> mx.array:
+    """A copy of a tensor on MLX; numpy between them knows no bfloat16."""
+    if tensor.dtype == torch.bfloat16:
+        return mx.array(tensor.view(torch.int16).numpy()).view(mx.bfloat16)
+    return mx.array(tensor.numpy())
 
 
 def _pieces(

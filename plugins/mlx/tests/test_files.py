@@ -28,11 +28,14 @@ from safetensors.torch import load_file, save_file
 
 from moshi_pipe.errors import CheckpointError
 from moshi_pipe.hooks import BackendOptions
+from moshi_pipe.models.formats.contents import FORMATS
+from moshi_pipe.models.formats.target import FILE_NAMES
 from moshi_pipe.models.layout import lm_tensors
 from moshi_pipe.models.presets import PRESETS, lm_config
 from moshi_pipe.models.protocols import Controls
 from moshi_pipe.models.random_weights import Fill
 from moshi_pipe.models.spec import LMSpec
+from moshi_pipe.nn.convert import convert
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +61,35 @@ def logits_of(model: Any, num_steps: int = 20, least: int = -1) -> torch.Tensor:
 
 def with_file(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     return replace(checkpoint, lm_weights=path)
+
+
+@pytest.mark.parametrize("name", ["packed", "shared sets, low rank", "stt", "conditioned"])
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_released_format_is_read_as_torch_reads_it(
+    to: str, name: str, lm_checkpoint: Callable[[str], Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = lm_checkpoint(name)
+    convert(checkpoint, tmp_path, to=to)
+    there = with_file(checkpoint, tmp_path / FILE_NAMES[to])
+
+    ours, theirs = logits_of(open_mlx(there)), logits_of(open_torch(there))
+
+    assert (ours - theirs).abs().max() < 1e-3
+
+
+def test_gguf_stays_quantized(lm_checkpoint: Callable[[str], Checkpoint], tmp_path: Path) -> None:
+    checkpoint = lm_checkpoint("packed")
+    convert(checkpoint, tmp_path, to="gguf")
+    there = with_file(checkpoint, tmp_path / "model.q8.gguf")
+
+    model = open_mlx(there)
+
+    matrix = model.weights.matrix("text_linear.weight")
+    assert isinstance(matrix, Packed)
+    assert matrix.packing == Packing(8, 32)
+    assert model.caps.dtype == "int8"
+    with pytest.raises(CheckpointError, match="cannot be loaded with quant=int4"):
+        open_mlx(there, quant="int4")
 
 
 @pytest.mark.parametrize("quant", ["none", "int8", "int4"])
@@ -319,7 +351,10 @@ def test_copies_of_a_shared_weight_that_differ_are_refused(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"GGUF" + bytes(60), "a GGUF file"), (b"PK\x03\x04" + bytes(60), "a PyTorch pickle")],
+    [
+        (b"GGUF" + bytes(60), "a GGUF version that is not read"),
+        (b"PK\x03\x04" + bytes(60), "a PyTorch pickle"),
+    ],
 )
 def test_other_formats_are_named(
     content: bytes,
