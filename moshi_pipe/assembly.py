@@ -262,15 +262,29 @@ class Assembly:
 
 
 def assemble(
-    model: ModelOptions, graph: Mapping[str, Any], backend: BackendOptions, plugins: Plugins
+    model: ModelOptions,
+    graph: Mapping[str, Any],
+    backend: BackendOptions,
+    plugins: Plugins,
+    *,
+    before_files: Callable[[], None] | None = None,
 ) -> Assembly:
     """Read the model's config, check the graph against it, then find the model's files.
+
+    Args:
+        model: Which model.
+        graph: Its graph, as plain dicts and lists.
+        backend: Where and how models run.
+        plugins: Open the models.
+        before_files: Called when all but the model's files is known to be right; may raise.
 
     Raises:
         GraphError: The wiring is wrong; nothing was downloaded but the config.
         CheckpointError: The model's files cannot be found, or do not fit its config.
     """
     checked, codec, lm = wire(model, graph, plugins)
+    if before_files is not None:
+        before_files()
     checkpoint = open_checkpoint(model, parts=parts_needed(graph))
     checkpoint.check()
     warnings = [*plugins.warnings(), *checkpoint.warnings]

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.assembly import Models, assemble, check_outputs, check_source
+from moshi_pipe.assembly import Models, assemble, check_outputs, check_source, plan_run
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
-from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError
+from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.frame_times import write_frame_times
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
 from moshi_pipe.nodes.apart import ApartSink
@@ -57,6 +57,8 @@ _LIVE_POLICIES: Final = {
     "fail": "close",
 }
 
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
 
 def run_config(
     config: RunConfig, ui: UI, plugins: Plugins, source: Source | None = None
@@ -89,7 +91,13 @@ class _Run:
         self.ui = ui
         self.plugins = plugins
         self.source = source
-        self.assembly = assemble(config.model, config.graph, config.backend, plugins)
+        self.assembly = assemble(
+            config.model,
+            config.graph,
+            config.backend,
+            plugins,
+            before_files=lambda: _refuse_too_large(config),
+        )
         self.sink_labels = [sink.label for sink in config.sinks]
         self.live = self.source.live
         self.exchange = _ring_options(config.engine, self.assembly.frame_s, live=self.live)
@@ -401,7 +409,7 @@ class _Run:
 
 
 class _Interrupt:
-    """Turns Ctrl-C into an orderly end.
+    """Turns Ctrl-C, and the SIGTERM of a service manager, into an orderly end.
 
     The first ends the input of a live source, which is how a conversation ends, or else stops the
     edge; a further one stops the edge of a live run; the next is Python's own.
@@ -419,14 +427,15 @@ class _Interrupt:
         """Listen while the block runs; where the platform cannot, Ctrl-C stays what it was."""
         loop = asyncio.get_running_loop()
         try:
-            loop.add_signal_handler(signal.SIGINT, self._stop)
+            for number in _SIGNALS:
+                loop.add_signal_handler(number, self._stop)
         except (NotImplementedError, RuntimeError, ValueError):
             yield
             return
         try:
             yield
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
+            self._let_go()
 
     def _stop(self) -> None:
         if self._source.live and not self.seen:
@@ -435,8 +444,12 @@ class _Interrupt:
             return
         self.seen = self.cut_short = True
         self._ui.warn("stopping; what was written is kept (Ctrl-C again to leave at once)")
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        self._let_go()
         self._edge.stop()
+
+    def _let_go(self) -> None:
+        for number in _SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
 
 
 def _ring_options(engine: EngineOptions, frame_s: float, *, live: bool) -> tuple[int, int, str]:
@@ -456,6 +469,23 @@ def _ring_options(engine: EngineOptions, frame_s: float, *, live: bool) -> tuple
         return engine.inbox_frames, engine.outbox_frames, "block"
     waiting = max(1, int(engine.max_lag_ms / 1000 / frame_s))
     return waiting, engine.outbox_frames, _LIVE_POLICIES[late]
+
+
+def _refuse_too_large(config: RunConfig) -> None:
+    """Refuse what the memory cannot hold, before anything is downloaded or loaded.
+
+    Raises:
+        BackendError: The plan of the run does not fit the device; only backend torch is planned.
+    """
+    if config.backend.backend != "torch":
+        return
+    plan = plan_run(config)
+    if plan.fits is False:
+        raise BackendError(
+            f"model '{config.model.name}' cannot run like this",
+            got=plan.verdict,
+            fix="see `moshi-pipe plan` with the same words",
+        )
 
 
 def _underruns(sessions: Sequence[SessionReport]) -> int:

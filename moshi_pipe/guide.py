@@ -54,7 +54,7 @@ EXIT_CODES: Final = (
     (5, "a model's files are missing or damaged"),
     (6, "a device, driver or library is missing, failed, or too small for the plan"),
     (7, "a session failed while it ran; others may have finished"),
-    (130, "Ctrl-C; what was written is kept"),
+    (130, "Ctrl-C or SIGTERM; what was written is kept"),
 )
 """Exit codes and what they mean."""
 

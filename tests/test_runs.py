@@ -14,8 +14,10 @@ from safetensors.numpy import load_file
 from support.audio import babble, write_babble
 
 import moshi_pipe
+from moshi_pipe import assembly
 from moshi_pipe.cli import main
 from moshi_pipe.errors import CheckpointError, ConfigError, InputError
+from moshi_pipe.models import plan
 from moshi_pipe.models.make_checkpoint import make_checkpoint
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "question.wav"
@@ -63,6 +65,18 @@ def test_a_recording_becomes_an_answer_a_transcript_and_a_report() -> None:
     assert {"moshi-pipe", "torch", "python"} <= set(report["versions"])
     assert {node["name"] for node in report["nodes"]} == {"encode", "lm", "decode"}
     assert "path: " in Path("moshi-out/config.yaml").read_text(encoding="utf-8")
+
+
+def test_a_run_that_memory_cannot_hold_is_refused_before_it_loads_anything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "free_cpu_bytes", lambda: 100_000_000)
+    monkeypatch.setattr(assembly, "open_checkpoint", lambda *given, **named: pytest.fail("opened"))
+
+    assert run("source=silence", "device=cpu") == 6
+
+    assert "does not fit" in capsys.readouterr().err
+    assert not Path("moshi-out").exists()
 
 
 def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tmp_path: Path) -> None:

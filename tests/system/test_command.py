@@ -80,10 +80,13 @@ def test_a_kill_leaves_every_file_valid(tmp_path: Path, form: str) -> None:
     assert not (out / "silence-0.session.json").exists()
 
 
-def test_ctrl_c_keeps_what_was_written_and_ends_with_the_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_request_to_end_keeps_what_was_written_and_ends_with_the_report(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     process = start_and_wait_for_sound(tmp_path, "sink.file.format=wav")
 
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     shown, errors = process.communicate(timeout=60)
 
     assert process.returncode == 130
