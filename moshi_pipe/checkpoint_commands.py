@@ -1,4 +1,4 @@
-"""The commands that deal with checkpoints: ``convert``, ``inspect`` and ``check``."""
+"""The commands that deal with checkpoints: ``convert``, ``quantize``, ``inspect``, ``check``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from moshi_pipe.config_files import choice_names
-from moshi_pipe.errors import CheckpointError, ConfigError
+from moshi_pipe.errors import CheckpointError, ConfigError, closest
 from moshi_pipe.units import format_bytes
 
 if TYPE_CHECKING:
@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
     from moshi_pipe.config import RunConfig
     from moshi_pipe.model_check import Result
+    from moshi_pipe.nn.weight_quantizer import LayerQuality
 
     Compose = Callable[[Sequence[str]], RunConfig]
 
 CONVERT_USAGE: Final = "[SRC | model=NAME] DST --to FORMAT [dtype=auto] [group=N]"
+QUANTIZE_USAGE: Final = "[SRC | model=NAME] DST [quant=int8]"
 INSPECT_USAGE: Final = "PATH [--json]"
+QUANTIZED_FORMATS: Final = {"int8": "torch-q8", "int4": "mlx-q4"}
+"""Format that a quantized checkpoint is written in, by the ``quant`` that keeps it."""
+
 CHECK_USAGE: Final = "[model=NAME] [key=value ...] [clip=FILE] [--json FILE]"
 
 
@@ -29,10 +34,8 @@ def convert_command(
 ) -> int:
     """Write a checkpoint in another format."""
     options, rest = _take(words, {"to": "--to", "dtype": None, "group": None})
-    overrides = [word for word in rest if _is_override(word)]
-    places = [word for word in rest if word not in overrides]
-    named = any(word.startswith(("model=", "model.path=")) for word in overrides)
-    if len(places) != (1 if named else 2) or "to" not in options:
+    places = _places(rest)
+    if places is None or "to" not in options:
         raise ConfigError(
             "convert needs a source, a folder to write and a format",
             got=" ".join(words) or "nothing",
@@ -40,15 +43,14 @@ def convert_command(
         )
     if not options.get("group", "32").isdigit():
         raise ConfigError("group has the wrong type", got=options["group"], wanted="a whole number")
-    if not named:
-        overrides += _model_words(places[0])
     from moshi_pipe.models.checkpoint import open_checkpoint
     from moshi_pipe.nn.convert import convert
 
+    overrides, folder = places
     checkpoint = open_checkpoint(compose(overrides).model)
     made = convert(
         checkpoint,
-        places[-1],
+        folder,
         to=options["to"],
         dtype=options.get("dtype", "auto"),
         group=int(options["group"]) if "group" in options else None,
@@ -62,6 +64,50 @@ def convert_command(
     sys.stdout.write(f"{made.source} to {made.to}, tensors: {actions}{merged}; {kept}\n")
     sys.stdout.write(f"use it with: model=local model.path={made.folder}\n")
     return 0
+
+
+def quantize_command(
+    words: Sequence[str], compose: Compose, progress: Callable[[int, int], None] | None
+) -> int:
+    """Write a quantized checkpoint and what that cost each tensor."""
+    options, rest = _take(words, {"quant": None})
+    places = _places(rest)
+    if places is None:
+        raise ConfigError(
+            "quantize needs a source and a folder to write",
+            got=" ".join(words) or "nothing",
+            wanted=f"moshi-pipe quantize {QUANTIZE_USAGE}",
+        )
+    quant = options.get("quant", "int8")
+    if quant not in QUANTIZED_FORMATS:
+        raise ConfigError(
+            f"quantize cannot make '{quant}'", wanted=closest(quant, QUANTIZED_FORMATS)
+        )
+    from moshi_pipe.models.checkpoint import LM, ModelOptions, open_checkpoint
+    from moshi_pipe.nn.convert import convert
+    from moshi_pipe.nn.quant_errors import tensor_errors
+
+    overrides, folder = places
+    checkpoint = open_checkpoint(compose(overrides).model)
+    made = convert(checkpoint, folder, to=QUANTIZED_FORMATS[quant], progress=progress)
+    written = open_checkpoint(ModelOptions(path=str(made.folder)), parts=[LM])
+    sys.stdout.write(quality_text(list(tensor_errors(checkpoint, written))))
+    sys.stdout.write(f"use it with: model=local model.path={made.folder} quant={quant}\n")
+    return 0
+
+
+def quality_text(rows: Sequence[LayerQuality]) -> str:
+    """A table of what quantization did to every tensor, all of them last."""
+    width = max((len(row.name) for row in rows), default=6)
+    lines = [f"{'tensor':<{width}}  bits      before       after   error"]
+    for row in rows:
+        sizes = f"{format_bytes(row.plain_bytes):>12}{format_bytes(row.num_bytes):>12}"
+        lines.append(f"{row.name:<{width}}  {row.num_bits:>4}{sizes}  {row.error or 0.0:>6.2%}")
+    before, after = sum(r.plain_bytes for r in rows), sum(r.num_bytes for r in rows)
+    worst = max((row.error or 0.0 for row in rows), default=0.0)
+    sizes = f"{format_bytes(before):>12}{format_bytes(after):>12}"
+    lines.append(f"{'all; largest error':<{width}}      {sizes}  {worst:>6.2%}")
+    return "\n".join(lines) + "\n"
 
 
 def convert_details() -> str:
@@ -163,6 +209,16 @@ def _take(words: Sequence[str], known: dict[str, str | None]) -> tuple[dict[str,
         listed = ", ".join(flag for flag in flags)
         raise ConfigError(f"there is no flag '{unknown[0]}'", wanted=listed)
     return found, rest
+
+
+def _places(words: Sequence[str]) -> tuple[list[str], str] | None:
+    """The words that choose a source, and the folder to write; None where one is missing."""
+    overrides = [word for word in words if _is_override(word)]
+    places = [word for word in words if word not in overrides]
+    named = any(word.startswith(("model=", "model.path=")) for word in overrides)
+    if len(places) != (1 if named else 2):
+        return None
+    return (overrides if named else [*overrides, *_model_words(places[0])]), places[-1]
 
 
 def _is_override(word: str) -> bool:

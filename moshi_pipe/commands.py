@@ -120,6 +120,13 @@ def _convert_details() -> str:
     return convert_details()
 
 
+def _quantize(words: Sequence[str]) -> int:
+    """Write a quantized checkpoint and what that cost each tensor."""
+    from moshi_pipe.checkpoint_commands import quantize_command
+
+    return quantize_command(words, _config, _show_bytes if sys.stderr.isatty() else None)
+
+
 def _inspect(words: Sequence[str]) -> int:
     """Say what a checkpoint is."""
     from moshi_pipe.checkpoint_commands import inspect_command
@@ -270,6 +277,12 @@ BUILTIN: Final = {
             _convert,
             "[SRC | model=NAME] DST --to FORMAT [dtype=auto] [group=N]",
             _convert_details,
+        ),
+        Command(
+            "quantize",
+            "write a model with weights of 8 or 4 bits, and the error of every tensor",
+            _quantize,
+            "[SRC | model=NAME] DST [quant=int8]",
         ),
         Command(
             "inspect", "what a checkpoint is, and what is wrong with it", _inspect, "PATH [--json]"

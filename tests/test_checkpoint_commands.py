@@ -48,7 +48,33 @@ def test_convert_takes_a_model_and_its_keys(
     assert "no number changed" in capsys.readouterr().out
 
 
+def test_quantize_prints_the_error_of_every_tensor(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["quantize", "embedded", "q8"]) == 0
+
+    said = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in said if line.startswith("transformer.layers.0.")]
+    assert {row[0].split(".", 3)[3] for row in rows} >= {"self_attn.in_projs.0.weight"}
+    assert all(row[1] == "8" and 0 < float(row[-1].rstrip("%")) < 2 for row in rows)
+    assert said[-2].startswith("all; largest error")
+    assert said[-1].endswith(f"model=local model.path={tmp_path / 'q8'} quant=int8")
+    assert json.loads((tmp_path / "q8" / "config.json").read_text())["quantize"]
+
+
+def test_quantize_makes_int4_with_larger_errors(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["quantize", "model=embedded", "q4", "quant=int4"]) == 0
+
+    said = capsys.readouterr().out
+    last = [line for line in said.splitlines() if line.startswith("all; largest error")]
+    assert 3 < float(last[0].split()[-1].rstrip("%")) < 20
+
+
 WRONG = [
+    (["quantize", "embedded"], "quantize needs a source and a folder", "DST"),
+    (["quantize", "embedded", "x", "quant=int5"], "quantize cannot make 'int5'", "int4"),
     (["convert"], "convert needs a source, a folder to write and a format", "--to FORMAT"),
     (["convert", "embedded", "--to", "torch"], "convert needs a source", "DST"),
     (["convert", "embedded", "x", "--to"], "--to needs a value", ""),
@@ -79,7 +105,7 @@ def test_a_source_that_is_not_there_is_an_error_of_the_checkpoint(
     assert main(["inspect", "nowhere"]) == 5
 
 
-@pytest.mark.parametrize("command", ["convert", "inspect", "check"])
+@pytest.mark.parametrize("command", ["convert", "quantize", "inspect", "check"])
 def test_help_shows_the_usage(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert main([command, "--help"]) == 0
     said = capsys.readouterr().out
@@ -95,7 +121,7 @@ def test_usages_are_written_once() -> None:
     from moshi_pipe import checkpoint_commands
     from moshi_pipe.commands import BUILTIN
 
-    for name in ("convert", "inspect", "check"):
+    for name in ("convert", "quantize", "inspect", "check"):
         usage = getattr(checkpoint_commands, f"{name.upper()}_USAGE")
         assert BUILTIN[name].usage == usage
 
