@@ -282,7 +282,7 @@ class _Run:
         codes: list[npt.NDArray[np.int64]] = []
         text, times_ns = "", []
         model = Model(self.config, assembly, assembly.schedule(), models)
-        session = model.session(temperature=0.0, text_temperature=0.0, seed=0)
+        session = model.session(temperature=0.0, text_temperature=0.0, seed=0, end_on_text=None)
         with session:
             size = assembly.codec.frame_size
             for first in range(0, len(pcm) - size + 1, size):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import BackendError, CheckpointError, closest
+from moshi_pipe.models.layout import lm_layout
+from moshi_pipe.models.weight_check import match_weights
 from moshi_pipe.nn.backend import with_context
 from moshi_pipe_rust.codec import RustCodec
 from moshi_pipe_rust.fallback import RustymimiCodec
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 QUANTIZATIONS: Final = ("none", "int8")
 DTYPES: Final = ("float32", "bfloat16", "float16")
+READ_FORMATS: Final = ("torch", "candle", "gguf")
 
 
 def open_codec(
@@ -72,6 +75,7 @@ def open_lm(checkpoint: Checkpoint, options: BackendOptions, progress: Progress)
             fix="set backend=torch, or merge them into the model's weights",
         )
     _check_quant(options.quant, path)
+    _refuse_format(spec, path)
     device = choose_device(options.device, native)
     dtype, kv_dtype = _choose_dtypes(options, device)
     size = path.stat().st_size
@@ -138,6 +142,20 @@ def _check_quant(quant: str, path: Path) -> None:
         )
 
 
+def _refuse_format(spec: LMSpec, path: Path) -> None:
+    """Refuse what candle's reader does not know, before it says so in words of its own."""
+    found = match_weights(path, lm_layout(spec)).format
+    if found in READ_FORMATS:
+        return
+    to = "candle" if found == "mlx" else "gguf"
+    raise BackendError(
+        f"backend rust does not read the format of {path.name}",
+        got=found,
+        wanted=", ".join(READ_FORMATS),
+        fix=f"moshi-pipe convert MODEL FOLDER --to {to}, or set backend=torch",
+    )
+
+
 def _choose_dtypes(options: BackendOptions, device: str) -> tuple[str, str]:
     """Types of weights, and of keys and values."""
     on_cpu = device == "cpu"
@@ -181,6 +199,7 @@ def _refuse_unsupported(spec: LMSpec) -> None:
         "bias_proj": spec.bias_heads,
         "depformer_norm": spec.depth_norm is not None,
         "quantize (int8 rows of the PyTorch release)": spec.quantized,
+        "dep_q_used (more depth weights than are used)": bool(spec.num_stored),
     }
     found += [name for name, present in asked.items() if present]
     if found:

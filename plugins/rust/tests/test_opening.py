@@ -15,10 +15,13 @@ from moshi_pipe_rust.fallback import RustymimiCodec
 from rust_models import speech
 from support.golden import BASE_LM
 
+from moshi_pipe.builtin import TorchBackend
 from moshi_pipe.errors import BackendError
 from moshi_pipe.hooks import BackendOptions
-from moshi_pipe.models.checkpoint import Checkpoint, ModelOptions, open_checkpoint
+from moshi_pipe.models.checkpoint import LM, Checkpoint, ModelOptions, open_checkpoint
+from moshi_pipe.models.protocols import Controls
 from moshi_pipe.models.spec import LMSpec, MimiSpec
+from moshi_pipe.nn.convert import convert
 from moshi_pipe.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -200,3 +203,39 @@ def test_the_fallback_with_the_real_package(
             torch.testing.assert_close(
                 other, audio[0], atol=1e-5 * max(1.0, float(audio[0].abs().max())), rtol=0
             )
+
+
+@pytest.mark.parametrize("to", ["torch", "candle", "gguf"])
+def test_a_converted_model_is_read_as_torch_reads_it(
+    embedded: Checkpoint, tmp_path: Path, to: str
+) -> None:
+    convert(embedded, tmp_path, to=to)
+    there = open_checkpoint(ModelOptions(name="t", path=str(tmp_path)), parts=[LM])
+
+    ours = open_lm(there, context=6, quant="int8" if to == "gguf" else "none")
+    theirs = TorchBackend().open_lm(there, BackendOptions(context=6, device="cpu"), ignore)
+
+    assert theirs is not None
+    for one, two in zip(logits(ours), logits(theirs), strict=True):
+        assert (one - two).abs().max() < 1e-3
+
+
+def logits(model: Any) -> list[torch.Tensor]:
+    zeros, counts = torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+    state, valid_B = model.new_state(1), torch.ones(1, dtype=torch.bool)
+    columns = torch.randint(0, 64, (20, 1, 17), generator=torch.Generator().manual_seed(0))
+    controls = Controls(zeros, zeros, counts, counts)
+    steps = (model.step(column_BS, valid_B, controls, state) for column_BS in columns)
+    return [step.extra["text_logits_BV"].clone() for step in steps]
+
+
+@pytest.mark.parametrize(("to", "fix"), [("mlx", "--to candle"), ("mlx-q4", "--to gguf")])
+def test_mlx_files_are_to_be_converted(
+    embedded: Checkpoint, tmp_path: Path, to: str, fix: str
+) -> None:
+    convert(embedded, tmp_path, to=to)
+    there = open_checkpoint(ModelOptions(name="t", path=str(tmp_path)), parts=[LM])
+
+    with pytest.raises(BackendError, match="does not read the format") as caught:
+        open_lm(there)
+    assert fix in str(caught.value)
