@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from moshi_pipe.errors import ConfigError, OutputError, closest
+from moshi_pipe.errors import CheckpointError, ConfigError, OutputError, closest
 from moshi_pipe.models.checkpoint import (
     CONFIG_NAME,
     LM_NAME,
@@ -74,7 +74,8 @@ def make_checkpoint(
     """Write a complete random-weight checkpoint in the released layout.
 
     The same arguments give the same bytes. Each file appears under its name only when it is
-    complete; ``config.json`` comes last. Files of the same names are replaced.
+    complete; ``config.json`` comes last. A random checkpoint in the folder is replaced, another
+    model is not.
 
     Args:
         folder: Where; made if it is not there.
@@ -87,7 +88,8 @@ def make_checkpoint(
 
     Raises:
         ConfigError: An unknown preset, kind or dtype.
-        OutputError: The folder cannot be written, or the disk has no room.
+        OutputError: The folder holds a model that is not random, it cannot be written, or the disk
+            has no room.
     """
     shape = find_preset(preset)
     if dtype not in _DTYPES:
@@ -103,6 +105,7 @@ def make_checkpoint(
     lm_file = _File(LM_NAME, lm_tensors(lm, _DTYPES[dtype]), lambda n, s: lm_fill(n, s, lm))
     codec_file = _File(_MIMI_NAME, mimi_tensors(codec), lambda n, s: mimi_fill(n, s, codec))
     place = Path(folder).expanduser().absolute()
+    _refuse_other_model(place)
     try:
         place.mkdir(parents=True, exist_ok=True)
         _check_room(place, lm_file.size + codec_file.size)
@@ -188,6 +191,24 @@ def _config_json(
         names["mimi_config_name"] = _MIMI_CONFIG_NAME
     origin = {"sig": RANDOM_SIGNATURE, "epoch": 0, "size": preset, "kind": kind, "seed": seed}
     return {"model_id": origin, **names, **model}
+
+
+def _refuse_other_model(folder: Path) -> None:
+    """Keep weights that cannot be made again."""
+    config, weights = folder / CONFIG_NAME, folder / LM_NAME
+    if config.is_file():
+        try:
+            if ModelConfig.from_json(json.loads(config.read_bytes())).is_random:
+                return
+        except (ValueError, AttributeError, CheckpointError):
+            pass  # not of this program: not to be lost either
+    elif not weights.is_file():
+        return
+    raise OutputError(
+        f"{folder} holds another model, which random weights would replace",
+        got=config.name if config.is_file() else weights.name,
+        fix="name another folder, or remove the files",
+    )
 
 
 def _check_room(folder: Path, num_bytes: int) -> None:

@@ -185,3 +185,31 @@ def test_a_wrong_word_gives_the_closest_match(
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
         make_checkpoint(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": '{"model_type": "moshi"}'},
+        {"config.json": "not JSON"},
+        {"model.safetensors": "weights"},
+    ],
+    ids=["a trained model", "a config of somebody else", "weights alone"],
+)
+def test_a_model_that_is_not_random_is_kept(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    with pytest.raises(OutputError, match="holds another model"):
+        make_checkpoint(tmp_path)
+
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_a_random_checkpoint_is_replaced(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, seed=1)
+    first = (tmp_path / "model.safetensors").read_bytes()
+
+    make_checkpoint(tmp_path, seed=2)
+
+    assert (tmp_path / "model.safetensors").read_bytes() != first
