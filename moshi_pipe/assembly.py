@@ -318,6 +318,12 @@ def wire(
             fix="choose graph=codec, encode or decode, or another model",
         )
     lm = config.lm if LM_KIND in kinds else None
+    if lm is not None and lm.num_generated == 0 and DECODE_KIND in kinds:
+        raise ConfigError(
+            f"model '{model.name}' writes text and does not speak",
+            got=f"graph '{graph.get('name')}', which decodes speech",
+            fix="choose graph=transcribe sink=[transcript], or experiment=transcribe",
+        )
     foreign = plugins.nodes.names("node")
     ports = {**model_ports(mimi.codec, lm), **{name: Ports({}, {}) for name in foreign}}
     return check_graph(graph, ports, foreign_ports(graph, plugins, mimi.codec)), mimi.codec, lm

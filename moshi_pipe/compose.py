@@ -351,6 +351,8 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
     for key, (number, bound) in least.items():
         if number is not None and not number >= bound:  # also refuses not-a-number
             problems.append(f"{key} cannot be {number}: at least {bound}")
+    if not str(cfg.output_dir).strip():
+        problems.append("output_dir is empty: name a folder, or `.` for the one where you stand")
     if cfg.seed is not None and cfg.seed >= 2**63:
         problems.append(f"seed cannot be {cfg.seed}: at most 2^63 - 1")
     for key in ("lead_s", "tail_s", "max_tail_s"):

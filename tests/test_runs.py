@@ -539,3 +539,33 @@ def test_codes_that_the_model_does_not_know_cannot_be_fed() -> None:
         assert session.feed(np.zeros(8, np.int64)).audio is not None
         with pytest.raises(InputError, match="0 to 255"):
             session.feed(np.full(8, 256))
+
+
+def test_a_model_that_only_writes_is_told_from_one_that_speaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_checkpoint(tmp_path / "stt", preset="tiny", kind="stt")
+
+    assert run("source=silence", "model=local", f"model.path={tmp_path / 'stt'}") == 2
+
+    said = capsys.readouterr().err
+    assert "model 'local' writes text and does not speak" in said
+    assert "graph=transcribe" in said
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "what"),
+    [
+        ("source.path=", 3, "the path of the input is empty"),
+        ("output_dir=", 2, "output_dir is empty"),
+    ],
+)
+def test_an_empty_path_is_no_folder(
+    capsys: pytest.CaptureFixture[str], word: str, code: int, what: str
+) -> None:
+    write_babble(Path("a.wav"), seconds=0.3)
+
+    assert run("source.path=a.wav", word) == code
+
+    assert what in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir() if path.suffix == ".wav"] == ["a.wav"]

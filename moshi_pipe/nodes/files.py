@@ -30,6 +30,12 @@ def find_files(text: str, *, suffixes: Sequence[str], recursive: bool = False) -
     Raises:
         InputError: Nothing is there, or nothing of these kinds.
     """
+    if not text.strip():
+        raise InputError(
+            "the path of the input is empty",
+            wanted="a file, a glob or a folder",
+            fix="name one, or `.` for the folder where you stand",
+        )
     path = Path(text).expanduser()
     try:
         if path.is_file():
