@@ -66,6 +66,7 @@ class Environment:
 def clean(tmp_path: Path) -> Environment:
     """A venv with moshi-pipe installed from its wheel."""
     pytest.importorskip("hatchling")
+    pytest.importorskip("editables")
     folder, work = tmp_path / "venv", tmp_path / "work"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     libraries = next(folder.glob("lib/python*/site-packages"))
