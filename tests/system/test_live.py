@@ -175,12 +175,19 @@ def _times_are_in_order(folder: Path) -> None:
 
 
 def _same_sound(heard_N: npt.NDArray[np.float32], said_N: npt.NDArray[np.float32]) -> None:
-    """What is heard in the room is what the file says was said, second by second."""
-    for second in range(3, 9):
-        part_N = said_N[second * RATE : (second + 1) * RATE]
-        at = lag(heard_N, part_N)
-        alike = np.corrcoef(heard_N[at : at + RATE], part_N)[0, 1]
-        assert alike > 0.98
+    """What is heard in the room is what the file says was said, tenth by tenth of a second.
+
+    Where other work holds the machine up, the sound server drops or the speaker fades, and what
+    follows is pulled back into time: most tenths have to be right, not all.
+    """
+    about = lag(heard_N, said_N[2 * RATE :]) - 2 * RATE
+    alike = []
+    for begin in range(3 * RATE, 9 * RATE, RATE // 10):
+        part_N = said_N[begin : begin + RATE // 10]
+        near = max(0, about + begin - 2 * FRAME)
+        at = near + lag(heard_N[near : near + 4 * FRAME + part_N.size], part_N)
+        alike.append(np.corrcoef(heard_N[at : at + part_N.size], part_N)[0, 1])
+    assert np.median(alike) > 0.98
 
 
 def test_a_device_that_is_pulled_away_for_three_seconds_comes_back(
