@@ -7,6 +7,7 @@ import gc
 import json
 import signal
 import time
+import traceback
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +33,7 @@ from moshi_pipe.resume import (
     derive_seed,
     is_done,
     keep_input,
+    keep_others,
     run_signature,
     session_signature,
 )
@@ -145,7 +147,8 @@ class _Run:
         failure, interrupted = asyncio.run(self._go(engine, observer, num_sessions))
         report = self._report(engine, [*self.skipped, *observer.reports], interrupted)
         report.wall_s = time.monotonic() - start - report.load_s
-        write_report(report, config.composed)
+        if failure is None or report.sessions:  # else nothing was done that an earlier run had not
+            write_report(report, config.composed)
         if failure is not None:
             raise failure
         self.ui.finish(report)
@@ -273,6 +276,7 @@ class _Run:
             self.ui.session_ends(report)
             return None
         keep_input(item, [*outputs, record])
+        keep_others(item, record, outputs)
         record.unlink(missing_ok=True)  # what it tells of is overwritten now
         if self.live:
             self.sinks[item.id] = sinks
@@ -331,6 +335,7 @@ class _Run:
             "frame_s": self.assembly.frame_s,
             "settings": asdict(replace(self.settings, seed=result.seed)),
             "rings": result.counters,
+            "traceback": _traceback(result.failure),
         }
         try:
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
@@ -450,6 +455,11 @@ class _Interrupt:
     def _let_go(self) -> None:
         for number in _SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(number)
+
+
+def _traceback(failure: BaseException | None) -> list[str] | None:
+    """Where a session failed, as Python tells it."""
+    return None if failure is None else "".join(traceback.format_exception(failure)).splitlines()
 
 
 def _ring_options(engine: EngineOptions, frame_s: float, *, live: bool) -> tuple[int, int, str]:

@@ -34,7 +34,7 @@ _WITHOUT_FILES: Final = {
 FLAGS: Final = {
     "--help": "this page; `--help GROUP` shows the choices and keys of a group",
     "--version": "version of moshi-pipe",
-    "--verbose": "show the traceback of an error",
+    "--verbose": "show the traceback of an error; those of sessions are in their .session.json",
     "--cfg": "`--cfg job` prints the configuration and runs nothing",
     "--info": "what Hydra knows: defaults, searchpath, plugins",
     "--multirun": "-m: run once per combination: `-m seed=1,2`; results in output_dir/0, 1 ...",

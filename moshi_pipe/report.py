@@ -248,10 +248,15 @@ def write_atomically(path: Path, text: str) -> None:
         ) from error
 
 
-def read_report(folder: Path) -> Mapping[str, Any] | None:
-    """Report of an earlier run in ``folder``; None without one, or if it cannot be read."""
+def read_report(folder: Path) -> Mapping[str, Any]:
+    """Report of an earlier run in ``folder``; empty without one, or if it cannot be read."""
+    return read_record(folder / REPORT_NAME)
+
+
+def read_record(path: Path) -> Mapping[str, Any]:
+    """What an earlier run wrote about itself or a session; empty if that cannot be read."""
     try:
-        value = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import ConfigError, OutputError
-from moshi_pipe.report import read_report, versions
+from moshi_pipe.report import read_record, read_report, versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,8 +44,8 @@ def choose_seed(config: RunConfig, *, live: bool) -> int:
     """The run's seed: as configured, else that of the run which is resumed, else drawn."""
     if config.seed is not None:
         return config.seed
-    earlier = read_report(config.output_dir) if config.resume and not live else None
-    seed = (earlier or {}).get("seed")
+    earlier = read_report(config.output_dir) if config.resume and not live else {}
+    seed = earlier.get("seed")
     return seed if isinstance(seed, int) else secrets.randbits(31)
 
 
@@ -87,10 +87,7 @@ def is_done(record: Path, signature: str, outputs: Sequence[Path]) -> bool:
         signature: Of the session now.
         outputs: Files that must be there.
     """
-    try:
-        done = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    done = read_record(record)
     return (
         done.get("status") == "done"
         and done.get("signature") == signature
@@ -112,3 +109,22 @@ def keep_input(item: SessionInput, outputs: Sequence[Path]) -> None:
                     f"the results of {path} would be written over it",
                     fix="choose another folder: output_dir=FOLDER",
                 )
+
+
+def keep_others(item: SessionInput, record: Path, outputs: Sequence[Path]) -> None:
+    """Refuse to write over the results of another input that has the same name.
+
+    Raises:
+        OutputError: Names both inputs.
+    """
+    source = item.meta.get("path")
+    done = read_record(record)
+    earlier = done.get("input")
+    written = [path for path in outputs if path.is_file()]
+    if source is None or earlier in (None, source) or done.get("status") != "done" or not written:
+        return
+    raise OutputError(
+        f"the results of {source} would be written over those of {earlier}",
+        got=f"the same name for both: {written[0]}",
+        fix="choose another folder, output_dir=FOLDER, or move the earlier results",
+    )

@@ -5,6 +5,7 @@ Each plugin is a file in a folder, as users drop them, and each run is a whole c
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,6 +307,18 @@ def test_a_plugin_that_raises_in_a_run_is_named(
     for text in wanted:
         assert text in said
     assert "Traceback" not in said
+
+
+def test_where_a_session_failed_is_in_its_record(folder: Path) -> None:
+    text, words, code, _ = IN_A_RUN["in a sink"]
+    drop(folder, "bad", HEAD + text)
+
+    assert main([*RUN[:-1], *words, "--plugins-dir", str(folder)]) == code
+
+    record = json.loads(Path("moshi-out/silence-0.session.json").read_text(encoding="utf-8"))
+    trace = "\n".join(record["traceback"])
+    assert str(folder / "bad.py") in trace
+    assert "in write" in trace
 
 
 def _keys(words: list[str]) -> set[str]:

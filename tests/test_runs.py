@@ -395,6 +395,23 @@ def test_a_recording_is_never_written_over(
     assert "would be written over it" in capsys.readouterr().err
 
 
+def test_results_of_another_recording_of_the_same_name_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("one", "two"):
+        write_babble(tmp_path / folder / "a.wav", 0.4)
+    assert run("source.path=one/a.wav") == 0
+    before, report = Path("moshi-out/a.wav").read_bytes(), Path("moshi-out/run.json").read_bytes()
+
+    assert run("source.path=two/a.wav") == 4
+
+    said = capsys.readouterr().err
+    assert "would be written over those of" in said
+    assert str(tmp_path / "one" / "a.wav") in said
+    assert Path("moshi-out/a.wav").read_bytes() == before
+    assert Path("moshi-out/run.json").read_bytes() == report
+
+
 def test_two_sessions_cannot_write_the_same_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
