@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.formats import BASE, LMS, PACKABLE, SHARED, open_lm_at, write_lm
+from support.formats import LMS, MLX, open_lm_at, write_lm
+from support.peer_files import mlx_model, write_gguf, write_mlx
 
 from moshi_pipe.models.formats.names import CANDLE, slice_names
 from moshi_pipe.models.layout import lm_layout
@@ -93,25 +94,10 @@ def test_rows_are_bitsandbytes(weight: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("name", LMS)
 def test_a_file_of_the_gguf_package_is_read(tmp_path: Path, name: str) -> None:
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     write_lm(tmp_path, LMS[name])
     before = numbers(tmp_path)
-    spec = LMSpec.from_config(LMS[name])
-    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "moshi")
-    writer.add_array("some.list", [1, 2, 3])
-    q8 = gguf.GGMLQuantizationType.Q8_0
-    for tensor, copies in slice_names(spec, CANDLE).items():
-        array = before[tensor].numpy()
-        blocks = array.ndim == 2 and array.shape[1] % 32 == 0
-        for copy in copies:
-            if blocks:
-                writer.add_tensor(copy, gguf.quants.quantize(array, q8), raw_dtype=q8)
-            else:
-                writer.add_tensor(copy, array.astype(np.float16 if "norm1" in copy else np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(tmp_path / "x.gguf", LMS[name], before)
 
     after = numbers(tmp_path, lm_file=str(tmp_path / "x.gguf"))
 
@@ -140,29 +126,16 @@ def test_the_gguf_package_reads_ours(tmp_path: Path, name: str) -> None:
         assert np.array_equal(array.reshape(after[tensor].shape), after[tensor].numpy()), tensor
 
 
-def mlx_model(config: dict[str, Any]) -> tuple[Any, Any]:
-    """An empty model of moshi_mlx, and its config."""
-    pytest.importorskip("mlx.core")
-    lm = pytest.importorskip("moshi_mlx.models.lm")
-    parsed = lm.LmConfig.from_config_dict(dict(config))
-    return lm.Lm(parsed), parsed
-
-
 @pytest.mark.parametrize(("bits", "group"), [(0, 0), (8, 64), (4, 32)])
 @pytest.mark.parametrize("schedule", [None, [0, 1, 2, 2]], ids=["own sets", "shared sets"])
 def test_a_file_that_moshi_mlx_wrote_is_read(
     tmp_path: Path, bits: int, group: int, schedule: list[int] | None
 ) -> None:
+    need_moshi_mlx()
     config = mlx_config(schedule)
     write_lm(tmp_path, config)
-    model, parsed = mlx_model(config)
-    mx, nn = pytest.importorskip("mlx.core"), pytest.importorskip("mlx.nn")
-    tree_flatten = pytest.importorskip("mlx.utils").tree_flatten
-    model.load_pytorch_weights(str(tmp_path / "model.safetensors"), parsed, strict=True)
-    if bits:
-        nn.quantize(model, bits=bits, group_size=group)
     path = tmp_path / "theirs.safetensors"
-    mx.save_safetensors(str(path), dict(tree_flatten(model.parameters())))
+    write_mlx(path, config, tmp_path / "model.safetensors", bits, group)
     before = numbers(tmp_path)
 
     after = numbers(tmp_path, lm_file=str(path))
@@ -179,6 +152,7 @@ def test_a_file_that_moshi_mlx_wrote_is_read(
     ("to", "bits", "group"), [("mlx", 0, 0), ("mlx-q8", 8, 64), ("mlx-q4", 4, 32)]
 )
 def test_moshi_mlx_reads_ours(tmp_path: Path, to: str, bits: int, group: int) -> None:
+    need_moshi_mlx()
     config = mlx_config([0, 1, 2, 2])
     write_lm(tmp_path / "a", config)
     made = convert(open_lm_at(tmp_path / "a"), tmp_path / "b", to=to)
@@ -202,17 +176,11 @@ def test_moshi_mlx_reads_ours(tmp_path: Path, to: str, bits: int, group: int) ->
     assert stored is None or set(stored) == set(flat)
 
 
+def need_moshi_mlx() -> None:
+    pytest.importorskip("mlx.core")
+    pytest.importorskip("moshi_mlx.models.lm")
+
+
 def mlx_config(schedule: list[int] | None) -> dict[str, Any]:
-    """A shape that moshi_mlx computes from its own rules: hidden sizes are 11/4 of the width."""
-    config = PACKABLE | {
-        "depformer_dim": 256,
-        "depformer_dim_feedforward": 1056,
-        "depformer_causal": True,
-        "depformer_layer_scale": None,
-        "depformer_context": 4,
-        "depformer_max_period": 1e4,
-    }
-    if schedule is not None:
-        config |= {"depformer_weights_per_step_schedule": schedule}
-    assert SHARED["dep_q"] == BASE["dep_q"] == 4
-    return config
+    more = {} if schedule is None else {"depformer_weights_per_step_schedule": schedule}
+    return MLX | more

@@ -69,6 +69,15 @@ OTHER = BASE | {
 }
 # Every row divides into groups of 64, as MLX's own tools need it.
 PACKABLE = BASE | {"dim": 256, "depformer_dim": 64, "depformer_dim_feedforward": 192}
+# moshi_mlx computes hidden sizes by a rule of its own: 11/4 of the width.
+MLX = PACKABLE | {
+    "depformer_dim": 256,
+    "depformer_dim_feedforward": 1056,
+    "depformer_causal": True,
+    "depformer_layer_scale": None,
+    "depformer_context": 4,
+    "depformer_max_period": 1e4,
+}
 
 LMS = {
     "moshi": BASE,
