@@ -112,7 +112,7 @@ def _torch_options(options: BackendOptions) -> TorchOptions:
 
     device = backend.choose_device(options.device)
     given = options.kv_dtype
-    kv_dtype = None if given is None else backend.choose_dtype(given, device)
+    kv_dtype = None if given is None else backend.choose_kv_dtype(given, device)
     return backend.TorchOptions(
         device=device,
         dtype=backend.choose_dtype(options.dtype, device),

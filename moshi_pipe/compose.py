@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from moshi_pipe.config import (
     DTYPES,
+    KV_DTYPES,
     LATE,
     NUMERICS,
     ChosenNode,
@@ -323,13 +324,15 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
     lists = {
         "numerics": (cfg.numerics, NUMERICS),
         "dtype": (cfg.dtype, DTYPES),
-        "kv_dtype": (cfg.kv_dtype, DTYPES),
+        "kv_dtype": (cfg.kv_dtype, KV_DTYPES),
         "first_frame": (cfg.first_frame, FIRST_FRAMES),
         "engine.late": (cfg.engine.late, LATE),
     }
     for key, (value, known) in lists.items():
         if value is not None and value not in known:
             problems.append(f"{key} cannot be '{value}': {closest(value, known)}")
+    if cfg.kv_dtype == "int8" and cfg.numerics == "reference":
+        problems.append("kv_dtype cannot be 'int8' with numerics=reference, which rounds nothing")
     least = {
         "seed": (cfg.seed, 0),
         "context": (cfg.context, 1),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 NUMERICS: Final = ("fast", "reference")
 LATE: Final = ("drop_oldest", "skip_to_live", "slow_down", "fail")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES: Final = (*DTYPES, "int8")
 
 
 @dataclass

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 DTYPE_SIZES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
+_KV_SIZES: Final = {**DTYPE_SIZES, "int8": 1}
 """Bytes per element of the types that a model can run in."""
 
 LINEAR_BITS: Final[Mapping[str, Callable[[int], float]]] = {
@@ -156,7 +157,8 @@ def plan_model(
         options: Which model; its config alone is read.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto`` (a GPU if the driver's tool shows one).
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (bfloat16 on a GPU, else float32).
-        kv_dtype: Type of stored keys and values; None takes the weights'.
+        kv_dtype: Type of stored keys and values: as ``dtype``, or ``int8``; None takes the
+            weights'.
         slots: Sessions at once.
         context: Frames that the language model sees; None takes the model's own.
         parts: ``lm`` and ``mimi``, or one of them.
@@ -174,9 +176,11 @@ def plan_model(
         device = "cuda:0" if gpus else "cpu"
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    for given in filter(None, (dtype, kv_dtype)):
-        if given not in DTYPE_SIZES:
-            raise ConfigError(f"unknown dtype '{given}'", wanted=closest(given, DTYPE_SIZES))
+    if kv_dtype in (None, "auto"):
+        kv_dtype = dtype
+    for given, known in ((dtype, DTYPE_SIZES), (kv_dtype, _KV_SIZES)):
+        if given not in known:
+            raise ConfigError(f"unknown dtype '{given}'", wanted=closest(given, known))
     if slots < 1:
         raise ConfigError("a plan needs at least one slot", got=str(slots))
     config, mimi = read_specs(options)
@@ -188,7 +192,7 @@ def plan_model(
         rows += lm_rows(
             lm,
             dtype,
-            kv_dtype or dtype,
+            kv_dtype,
             slots * rows_per_slot,
             context,
             slots,
@@ -226,7 +230,7 @@ def lm_rows(
     Args:
         lm: The model.
         dtype: Type of the weights.
-        kv_dtype: Type of keys and values.
+        kv_dtype: Type of the temporal transformer's keys and values.
         num_rows: Rows of state: slots, twice that with guidance.
         context: Frames seen; None takes the model's own.
         slots: Sessions, for the cost of one.
@@ -246,18 +250,17 @@ def lm_rows(
         stacks["embeddings and heads" if is_table else part] += int(spec.num_elements * bytes_each)
     rows = [PlanRow("lm", f"weights, {what}", count) for what, count in stacks.items() if count]
     frames = context or lm.temporal.context or 0
-    kv_size = DTYPE_SIZES[kv_dtype]
     rows.append(
         _per_row(
             "lm",
             f"kv cache, {frames} frames",
-            _kv_bytes(lm.temporal, frames, kv_size),
+            _kv_bytes(lm.temporal, frames, kv_dtype),
             num_rows,
             slots,
         )
     )
     if lm.depth is not None:
-        depth = _kv_bytes(lm.depth, lm.num_generated, kv_size)
+        depth = _kv_bytes(lm.depth, lm.num_generated, dtype)
         rows.append(_per_row("lm", "kv cache, depth", depth, num_rows, slots))
     widest = max(2 * gated_hidden(lm.temporal.dim, lm.temporal.feedforward[0]), lm.text_head_size)
     activations = 6 * (widest + 4 * lm.temporal.dim) * _FLOAT + lm.text_head_size * 4 * _FLOAT
@@ -269,7 +272,7 @@ def mimi_rows(mimi: MimiSpec, slots: int) -> list[PlanRow]:
     """Memory of a codec, always float32."""
     weights = sum(spec.num_bytes for spec in mimi_layout(mimi).tensors.values())
     positions = mimi.transformer.context or 0
-    kv_bytes = 2 * _kv_bytes(mimi.transformer, positions, _FLOAT)  # encoder and decoder
+    kv_bytes = 2 * _kv_bytes(mimi.transformer, positions, "float32")  # encoder and decoder
     pads = _conv_state(mimi)
     # The widest activations are those at the sample rate: a frame of the narrowest width.
     activations = 6 * mimi.frame_size * mimi.num_filters * _FLOAT
@@ -342,9 +345,11 @@ def _per_row(
     return PlanRow(part, what, total, total // slots, exact)
 
 
-def _kv_bytes(spec: TransformerSpec, positions: int, size: int) -> int:
-    """Keys and values of one row of a stack."""
-    return 2 * spec.num_layers * positions * spec.num_kv_heads * spec.head_dim * size
+def _kv_bytes(spec: TransformerSpec, positions: int, dtype: str) -> int:
+    """Keys and values of one row of a stack; int8 has a float32 scale beside each entry."""
+    scale = _FLOAT if dtype == "int8" else 0
+    entry = spec.head_dim * _KV_SIZES[dtype] + scale
+    return 2 * spec.num_layers * positions * spec.num_kv_heads * entry
 
 
 def _conv_state(mimi: MimiSpec) -> int:

@@ -1,6 +1,7 @@
 """Rotary positions, ring caches of keys and values, and the mask over them.
 
-Shape letters: B slot, T new position, H head, E width of one head, L ring capacity.
+Shape letters: B slot, T new position, H head, G head of a ring that queries share, E width of one
+head, L ring capacity.
 
 Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/modules/{rope,transformer}.py.
 """
@@ -9,13 +10,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_INT8_MAX: Final = 127
+_WIDENED: Final = 1 << 18  # int8 entries that a CPU widens at once: 1 MB of float32 stays in cache
 
 
 @dataclass(slots=True)
@@ -25,10 +30,32 @@ class KVRing:
     Attributes:
         keys_BHLE: Rotated keys.
         values_BHLE: Values.
+        key_scales_BHL: Of int8 keys, float32; None where keys are numbers as they are.
+        value_scales_BHL: Likewise.
     """
 
     keys_BHLE: Tensor
     values_BHLE: Tensor
+    key_scales_BHL: Tensor | None = None
+    value_scales_BHL: Tensor | None = None
+
+    @classmethod
+    def zeros(
+        cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> KVRing:
+        """Make an empty ring ``[B, H, L, E]``; int8 has a scale per slot, head and entry."""
+        ring = cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+        if dtype == torch.int8:
+            ring.key_scales_BHL = torch.zeros(shape[:3], device=device)
+            ring.value_scales_BHL = torch.zeros(shape[:3], device=device)
+        return ring
+
+    def reset(self, rows: Tensor) -> None:
+        """Zero the given slots."""
+        scales = self.key_scales_BHL, self.value_scales_BHL
+        for tensor in (self.keys_BHLE, self.values_BHLE, *scales):
+            if tensor is not None:
+                tensor.index_fill_(0, rows, 0)
 
 
 @dataclass(slots=True)
@@ -142,12 +169,12 @@ def attend(
         ``[B, T, H * E]``.
     """
     batch, num_heads, num_new, head_dim = q_BHTE.shape
-    keys, values = ring.keys_BHLE[:batch], ring.values_BHLE[:batch]
-    index = positions.write_BT[:, None, :, None].expand(-1, keys.shape[1], -1, head_dim)
-    keys.scatter_(2, index, k_BHTE.to(keys.dtype))
-    values.scatter_(2, index, v_BHTE.to(values.dtype))
-    if positions.length < keys.shape[2]:
-        keys, values = keys[:, :, : positions.length], values[:, :, : positions.length]
+    keys, key_scales = _write(k_BHTE, ring.keys_BHLE, ring.key_scales_BHL, positions)
+    values, value_scales = _write(v_BHTE, ring.values_BHLE, ring.value_scales_BHL, positions)
+    if key_scales is not None and value_scales is not None:
+        mask = positions.mask_B1TL
+        x_BHTE = _attend_int8(q_BHTE, keys, key_scales, values, value_scales, mask)
+        return x_BHTE.transpose(1, 2).reshape(batch, num_new, num_heads * head_dim)
     repeat = num_heads // keys.shape[1]
     if repeat > 1:
         keys, values = keys.repeat_interleave(repeat, 1), values.repeat_interleave(repeat, 1)
@@ -155,6 +182,64 @@ def attend(
         keys, values = keys.to(q_BHTE.dtype), values.to(q_BHTE.dtype)
     x_BHTE = F.scaled_dot_product_attention(q_BHTE, keys, values, positions.mask_B1TL)
     return x_BHTE.transpose(1, 2).reshape(batch, num_new, num_heads * head_dim)
+
+
+def _write(
+    new_BHTE: Tensor, held_BHLE: Tensor, scales_BHL: Tensor | None, positions: Positions
+) -> tuple[Tensor, Tensor | None]:
+    """Write new entries and return what is to be read, with its scales."""
+    batch, num_heads, _, head_dim = new_BHTE.shape
+    held = held_BHLE[:batch]
+    index_BHT = positions.write_BT[:, None].expand(-1, num_heads, -1)
+    scales = None if scales_BHL is None else scales_BHL[:batch]
+    if scales is not None:
+        new_BHTE, new_scales_BHT = _round_to_int8(new_BHTE)
+        scales.scatter_(2, index_BHT, new_scales_BHT)
+        scales = scales[:, :, : positions.length]
+    index = index_BHT[..., None].expand(-1, -1, -1, head_dim)
+    held.scatter_(2, index, new_BHTE.to(held.dtype))
+    return held[:, :, : positions.length], scales
+
+
+def _round_to_int8(x_BHTE: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries as int8 with a float32 scale each, by the largest magnitude of an entry."""
+    x_BHTE = x_BHTE.float()
+    scale_BHT1 = x_BHTE.abs().amax(-1, keepdim=True) / _INT8_MAX
+    codes = torch.where(scale_BHT1 > 0, x_BHTE / scale_BHT1, 0).round().to(torch.int8)
+    return codes, scale_BHT1.squeeze(-1)
+
+
+def _attend_int8(
+    q_BHTE: Tensor,
+    keys_BGLE: Tensor,
+    key_scales_BGL: Tensor,
+    values_BGLE: Tensor,
+    value_scales_BGL: Tensor,
+    mask_B1TL: Tensor | None,
+) -> Tensor:
+    """Attend over int8 entries; G heads of the ring serve H heads of queries.
+
+    Scales multiply scores and probabilities, so entries are only widened; on a CPU a few heads at
+    a time, because a whole ring of float32 would go through memory three times.
+    """
+    batch, num_heads, num_new, head_dim = q_BHTE.shape
+    num_groups, length = keys_BGLE.shape[1:3]
+    q_BGRE = q_BHTE.reshape(batch, num_groups, -1, head_dim) * head_dim**-0.5  # R: heads x T
+    mask = None if mask_B1TL is None else mask_B1TL[:, :, None]  # [B, 1, 1, T, L]
+    on_cpu = q_BHTE.device.type == "cpu"
+    at_once = max(1, _WIDENED // (batch * length * head_dim)) if on_cpu else num_groups
+    parts = []
+    for first in range(0, num_groups, at_once):
+        part = slice(first, first + at_once)
+        keys, values = keys_BGLE[:, part].to(q_BHTE.dtype), values_BGLE[:, part].to(q_BHTE.dtype)
+        scores_BGRL = (q_BGRE[:, part] @ keys.transpose(-1, -2)).float()
+        scores_BGRL = scores_BGRL * key_scales_BGL[:, part, None]
+        if mask is not None:
+            heads_by_time = scores_BGRL.unflatten(2, (-1, num_new))
+            scores_BGRL = heads_by_time.masked_fill(~mask, -torch.inf).flatten(2, 3)
+        weights = scores_BGRL.softmax(-1) * value_scales_BGL[:, part, None]
+        parts.append(weights.to(values.dtype) @ values)
+    return torch.cat(parts, dim=1).reshape(batch, num_heads, num_new, head_dim)
 
 
 def _rotation(

@@ -88,6 +88,21 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def choose_kv_dtype(name: str, device: torch.device) -> torch.dtype:
+    """As :func:`choose_dtype`, and ``int8``: keys and values with a scale each.
+
+    Raises:
+        ConfigError: The name is no type of keys and values.
+    """
+    if name == "int8":
+        return torch.int8
+    if name not in ("auto", *DTYPES):
+        raise ConfigError(
+            f"unknown kv_dtype '{name}'", wanted=closest(name, ["auto", *DTYPES, "int8"])
+        )
+    return choose_dtype(name, device)
+
+
 def open_codec(
     checkpoint: Checkpoint,
     options: TorchOptions,

@@ -65,7 +65,8 @@ class Moshi(nn.Module):
         lm: Every number of the model.
         numerics: ``reference`` keeps the reference's form of every operation, so that logits are
             bit-identical to it; ``fast`` may reorder sums.
-        kv_dtype: Type of stored keys and values; None takes the weights'.
+        kv_dtype: Type of the temporal transformer's keys and values, int8 among them; None takes
+            the weights'.
 
     Attributes:
         quant: How linear weights are stored, in one line; None where they are of the model's type.

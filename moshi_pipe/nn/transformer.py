@@ -49,8 +49,7 @@ class TransformerState:
         rows = torch.tensor(slots, device=self.position_B.device)
         self.position_B.index_fill_(0, rows, 0)
         for ring in self.rings:
-            ring.keys_BHLE.index_fill_(0, rows, 0)
-            ring.values_BHLE.index_fill_(0, rows, 0)
+            ring.reset(rows)
 
 
 class Attention(nn.Module):
@@ -158,17 +157,11 @@ class Transformer(nn.Module):
         Args:
             num_slots: ``B``.
             capacity: Ring entries ``L``; the context, or more to process several frames a call.
-            dtype: Of keys and values.
+            dtype: Of keys and values; int8 has scales beside them.
             device: Where they live.
         """
         shape = (num_slots, self.spec.num_kv_heads, capacity, self.spec.head_dim)
-        rings = [
-            KVRing(
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
-            )
-            for _ in self.layers
-        ]
+        rings = [KVRing.zeros(shape, dtype, device) for _ in self.layers]
         position_B = torch.zeros(num_slots, dtype=torch.int64, device=device)
         return TransformerState(rings, position_B)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from moshi_pipe.errors import ConfigError
+from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models import plan
-from moshi_pipe.models.checkpoint import ModelOptions
+from moshi_pipe.models.checkpoint import LM, ModelOptions, open_checkpoint
+from moshi_pipe.models.make_checkpoint import make_checkpoint
 from moshi_pipe.models.plan import Plan, free_cpu_bytes, free_gpu_bytes, plan_model
+from moshi_pipe.plugins import load_plugins
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +56,27 @@ def test_slots_and_context_scale_the_ring_alone(monkeypatch: pytest.MonkeyPatch)
     assert ring == rows(one, "lm")["kv cache, 3000 frames"]
     weights = "weights, temporal"
     assert rows(many, "lm")[weights] == rows(one, "lm")[weights]
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+def test_the_ring_takes_what_the_plan_says(tmp_path: Path, kv_dtype: str) -> None:
+    make_checkpoint(tmp_path, preset="tiny", dtype="float32")
+    made = plan_model(
+        ModelOptions(name="t", path=str(tmp_path)), device="cpu", kv_dtype=kv_dtype, slots=4
+    )
+
+    checkpoint = open_checkpoint(ModelOptions(name="t", path=str(tmp_path)), parts=[LM])
+    options = BackendOptions(device="cpu", kv_dtype=kv_dtype)
+    state = load_plugins().open_lm(checkpoint, options, lambda done, total: None).new_state(4)
+
+    planned = sum(b for what, b in rows(made, "lm").items() if what.startswith("kv cache"))
+    tensors = [
+        getattr(ring, field.name)
+        for stack in (state.temporal, state.depth)
+        for ring in stack.rings
+        for field in fields(ring)
+    ]
+    assert planned == sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def test_guidance_takes_two_rows_per_slot(monkeypatch: pytest.MonkeyPatch) -> None:

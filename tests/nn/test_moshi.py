@@ -26,16 +26,17 @@ NUM_SLOTS = 4
 NUM_DRAWS = 10
 
 
-def make_moshi(numerics: str = "reference") -> Moshi:
-    model = Moshi(LMSpec.from_config(BASE_LM), numerics=numerics)
+def make_moshi(numerics: str = "reference", kv_dtype: torch.dtype | None = None) -> Moshi:
+    model = Moshi(LMSpec.from_config(BASE_LM), numerics=numerics, kv_dtype=kv_dtype)
     fill_golden(model)
     return model
 
 
 MODELS = {name: make_moshi(name) for name in ("reference", "fast")}
+MODELS["int8 ring"] = make_moshi("fast", torch.int8)
 
 
-@pytest.mark.parametrize("numerics", ["reference", "fast"])
+@pytest.mark.parametrize("numerics", list(MODELS))
 @settings(max_examples=12, deadline=None)
 @given(
     schedule=st.lists(
@@ -86,18 +87,34 @@ def run_schedule(
     return out
 
 
-def test_fast_and_reference_forms_agree_on_teacher_forced_logits() -> None:
-    controls = greedy(1)
-    valid_B = torch.ones(1, dtype=torch.bool)
-    states = {name: model.new_state(1) for name, model in MODELS.items()}
-    columns = torch.randint(-1, 32, (30, 1, 9), generator=torch.manual_seed(0))
-
-    for column_BS in columns:
-        logits = [
-            MODELS[name].step(column_BS, valid_B, controls, state).extra["text_logits_BV"]
-            for name, state in states.items()
+def teacher_forced_logits(model: Moshi, num_slots: int = 1, num_steps: int = 30) -> torch.Tensor:
+    """Text logits of the given columns, the same in every slot: ``[steps, slots, V]``."""
+    state, valid_B = model.new_state(num_slots), torch.ones(num_slots, dtype=torch.bool)
+    columns = torch.randint(-1, 32, (num_steps, 1, 9), generator=torch.manual_seed(0))
+    return torch.stack(
+        [
+            model.step(column_BS.repeat(num_slots, 1), valid_B, greedy(num_slots), state).extra[
+                "text_logits_BV"
+            ]
+            for column_BS in columns
         ]
-        torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=2e-5)
+    )
+
+
+def test_fast_and_reference_forms_agree_on_teacher_forced_logits() -> None:
+    reference, fast = (teacher_forced_logits(MODELS[name]) for name in ("reference", "fast"))
+
+    torch.testing.assert_close(fast, reference, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("num_slots", [1, 4])
+def test_an_int8_ring_changes_logits_by_little(num_slots: int) -> None:
+    reference = teacher_forced_logits(MODELS["reference"], num_slots)
+
+    rounded = teacher_forced_logits(MODELS["int8 ring"], num_slots)
+
+    off = torch.dist(rounded, reference) / torch.linalg.vector_norm(reference)
+    assert 0 < off < 0.01
 
 
 def greedy(num_slots: int) -> Controls:
