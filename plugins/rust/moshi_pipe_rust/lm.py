@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +21,11 @@ from moshi_pipe.models.protocols import Capabilities, Controls, Step
 from moshi_pipe.models.spec import UNGENERATED, LMSpec, TransformerSpec, gated_hidden
 from moshi_pipe.nn.embedding import Conditions
 from moshi_pipe.nn.sampling import penalize_recent, sample
+from moshi_pipe_rust.given import GivenTensors
 from moshi_pipe_rust.native import failing_as
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -59,6 +61,7 @@ class RustLM:
         dtype: Type of the weights that are not quantized.
         kv_dtype: Type of stored keys and values.
         quantized: Whether linear weights are 8-bit blocks.
+        origin: What became of the file's numbers, where they are not kept as they were.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class RustLM:
         dtype: str,
         kv_dtype: str,
         quantized: bool,
+        origin: str | None = None,
     ) -> None:
         self._handle = handle
         self._lm = lm
@@ -77,13 +81,14 @@ class RustLM:
         self._dtype = dtype
         self._kv_dtype = kv_dtype
         self._quantized = quantized
+        self._origin = origin
 
     @classmethod
     def open(
         cls,
         native: Any,
         lm: LMSpec,
-        path: Path,
+        source: Path | GivenTensors,
         *,
         device: str,
         dtype: str,
@@ -98,7 +103,8 @@ class RustLM:
         Args:
             native: The extension.
             lm: Every number of the model.
-            path: Safetensors or GGUF, under the names of the PyTorch or of the candle release.
+            source: Safetensors or GGUF, under the names of the PyTorch or of the candle release;
+                or tensors of any other file.
             device: Candle's name of the device.
             dtype: Type of the weights that are not quantized.
             kv_dtype: Type of stored keys and values.
@@ -111,11 +117,17 @@ class RustLM:
             BackendError: The weights do not fit the config, or the device failed.
         """
         spec = _spec_json(lm, end_as_padding)
-        with failing_as(f"backend rust cannot load the language model {path}"):
-            handle = native.Lm(
-                str(path), spec, device, dtype, quantize, check_finite, portable=portable
-            )
-            conditions = _load_conditions(native, lm, path) if lm.conditioners else None
+        with failing_as(f"backend rust cannot load the language model {source}"):
+            if isinstance(source, GivenTensors):
+                what = source.read, source.names, str(source)
+                handle = native.Lm.given(*what, spec, device, dtype, quantize, check_finite)
+                read = source.read
+            else:
+                handle = native.Lm(
+                    str(source), spec, device, dtype, quantize, check_finite, portable=portable
+                )
+                read = partial(native.read_tensor, str(source))
+            conditions = _load_conditions(read, lm) if lm.conditioners else None
         return cls(
             handle,
             lm,
@@ -123,6 +135,7 @@ class RustLM:
             dtype=dtype,
             kv_dtype=kv_dtype,
             quantized=quantize,
+            origin=source.origin if isinstance(source, GivenTensors) else None,
         )
 
     @property
@@ -134,7 +147,7 @@ class RustLM:
     def caps(self) -> Capabilities:
         """Where tensors are exchanged, and the weights' type."""
         dtype = "int8" if self._quantized else self._dtype
-        return Capabilities(backend="rust", device="cpu", dtype=dtype)
+        return Capabilities(backend="rust", device="cpu", dtype=dtype, quant=self._origin)
 
     @property
     def num_bytes(self) -> int:
@@ -244,12 +257,12 @@ class RustLM:
         return text_B
 
 
-def _load_conditions(native: Any, lm: LMSpec, path: Path) -> Conditions:
+def _load_conditions(read: Callable[[str], Any], lm: LMSpec) -> Conditions:
     """Read the conditions' weights: small, so they stay with PyTorch."""
     module = Conditions(lm)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            values = native.read_tensor(str(path), f"condition_provider.{name}")
+            values = read(f"condition_provider.{name}")
             parameter.copy_(torch.from_numpy(values).view_as(parameter))
     return module.requires_grad_(False)
 

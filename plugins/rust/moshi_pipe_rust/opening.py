@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import BackendError, CheckpointError, closest
-from moshi_pipe.models.layout import lm_layout
-from moshi_pipe.models.weight_check import match_weights
 from moshi_pipe.nn.backend import with_context
+from moshi_pipe.nn.load import open_lm_weights, open_lora
 from moshi_pipe_rust.codec import RustCodec
 from moshi_pipe_rust.fallback import RustymimiCodec
+from moshi_pipe_rust.given import GivenTensors
 from moshi_pipe_rust.lm import RustLM
 from moshi_pipe_rust.native import load_native
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from moshi_pipe.hooks import BackendOptions, Progress
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 QUANTIZATIONS: Final = ("none", "int8")
 DTYPES: Final = ("float32", "bfloat16", "float16")
-READ_FORMATS: Final = ("torch", "candle", "gguf")
+PLAIN_FORMATS: Final = ("torch", "candle")
+READ_FORMATS: Final = (*PLAIN_FORMATS, "gguf")
+"""Read by candle; the others, and what LoRA is added to, come tensor by tensor as float32."""
 
 
 def open_codec(
@@ -68,28 +72,22 @@ def open_lm(checkpoint: Checkpoint, options: BackendOptions, progress: Progress)
         raise CheckpointError(f"{checkpoint.where} was opened without its language model")
     native = load_native()
     _refuse_unsupported(spec)
-    if checkpoint.lora is not None:
-        raise BackendError(
-            "backend rust does not add LoRA weights",
-            got=str(checkpoint.lora),
-            fix="set backend=torch, or merge them into the model's weights",
-        )
-    _check_quant(options.quant, path)
-    _refuse_format(spec, path)
+    _check_quant(options.quant)
     device = choose_device(options.device, native)
     dtype, kv_dtype = _choose_dtypes(options, device)
     size = path.stat().st_size
-    lm = RustLM.open(
-        native,
-        with_context(spec, options.context),
-        path,
-        device=device,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        quantize=options.quant == "int8",
-        end_as_padding=checkpoint.config.model_type == "hibiki",
-        check_finite=checkpoint.check_finite,
-    )
+    with _source(checkpoint, path, options.quant) as source:
+        lm = RustLM.open(
+            native,
+            with_context(spec, options.context),
+            source,
+            device=device,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            quantize=options.quant == "int8",
+            end_as_padding=checkpoint.config.model_type == "hibiki",
+            check_finite=checkpoint.check_finite,
+        )
     progress(size, size)
     return lm
 
@@ -120,40 +118,29 @@ def choose_device(name: str, native: Any) -> str:
     return wanted
 
 
-def _check_quant(quant: str, path: Path) -> None:
+@contextmanager
+def _source(checkpoint: Checkpoint, path: Path, quant: str) -> Iterator[Path | GivenTensors]:
+    """The file, where candle's reader can take it as it is; else its numbers, tensor by tensor."""
+    with open_lm_weights(checkpoint) as reader:
+        kept = READ_FORMATS if quant == "int8" else PLAIN_FORMATS
+        if checkpoint.lora is None and reader.contents.format in kept and _is_named(path):
+            yield path
+        else:
+            yield GivenTensors(reader, open_lora(checkpoint))
+
+
+def _is_named(path: Path) -> bool:
+    """Whether the file's name says what it is, which is how the extension knows."""
+    return path.suffix in (".gguf", ".safetensors")
+
+
+def _check_quant(quant: str) -> None:
     if quant not in QUANTIZATIONS:
         raise BackendError(
             f"backend rust has no quantization '{quant}'",
             wanted=closest(quant, QUANTIZATIONS),
             fix="set quant=int8: 8-bit blocks of 32, GGML's Q8_0",
         )
-    if path.suffix == ".gguf" and quant == "none":
-        raise BackendError(
-            f"{path.name} holds quantized weights",
-            got="quant=none",
-            wanted="quant=int8",
-            fix="set quant=int8, or model.lm_file to a safetensors file",
-        )
-    if path.suffix not in (".gguf", ".safetensors"):
-        raise BackendError(
-            f"backend rust cannot read {path.name}",
-            wanted="a file that ends in .safetensors or .gguf",
-            fix="set model.lm_file to one, or convert it",
-        )
-
-
-def _refuse_format(spec: LMSpec, path: Path) -> None:
-    """Refuse what candle's reader does not know, before it says so in words of its own."""
-    found = match_weights(path, lm_layout(spec)).format
-    if found in READ_FORMATS:
-        return
-    to = "candle" if found == "mlx" else "gguf"
-    raise BackendError(
-        f"backend rust does not read the format of {path.name}",
-        got=found,
-        wanted=", ".join(READ_FORMATS),
-        fix=f"moshi-pipe convert MODEL FOLDER --to {to}, or set backend=torch",
-    )
 
 
 def _choose_dtypes(options: BackendOptions, device: str) -> tuple[str, str]:
@@ -198,7 +185,6 @@ def _refuse_unsupported(spec: LMSpec) -> None:
         "norm_emb": spec.norm_embeddings,
         "bias_proj": spec.bias_heads,
         "depformer_norm": spec.depth_norm is not None,
-        "quantize (int8 rows of the PyTorch release)": spec.quantized,
         "dep_q_used (more depth weights than are used)": bool(spec.num_stored),
     }
     found += [name for name, present in asked.items() if present]

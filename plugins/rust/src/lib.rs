@@ -10,6 +10,7 @@ mod rows;
 mod sampling;
 mod weights;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use candle::{DType, Device, Result};
@@ -150,7 +151,33 @@ impl Lm {
         detached(py, || {
             let device = open_device(device)?;
             let place = linear::Placement { device, dtype, quantize, portable };
-            lm::Model::load(&path, spec, place, check_finite)
+            lm::Model::load(&weights::Weights::open(&path, check_finite)?, spec, place)
+        })
+        .map(Self)
+    }
+
+    /// As the constructor, from tensors that `read(name)` gives as float32 arrays.
+    #[staticmethod]
+    #[pyo3(signature = (read, names, shown, spec, device, dtype, quantize, check_finite))]
+    #[allow(clippy::too_many_arguments)]
+    fn given(
+        py: Python<'_>,
+        read: Py<PyAny>,
+        names: HashSet<String>,
+        shown: String,
+        spec: &str,
+        device: &str,
+        dtype: &str,
+        quantize: bool,
+        check_finite: bool,
+    ) -> PyResult<Self> {
+        let spec = serde_json::from_str(spec).map_err(refuse)?;
+        let dtype = parse_dtype(dtype)?;
+        let weights = weights::Weights::given(read, names, shown, check_finite);
+        detached(py, || {
+            let device = open_device(device)?;
+            let place = linear::Placement { device, dtype, quantize, portable: false };
+            lm::Model::load(&weights, spec, place)
         })
         .map(Self)
     }

@@ -7,8 +7,6 @@
 //! Source of the architecture: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/lm.py; of the names in
 //! candle's files: rust/moshi-core/src/lm.rs.
 
-use std::path::Path;
-
 use candle::{DType, Device, Result, Tensor, D};
 use serde::Deserialize;
 
@@ -305,26 +303,25 @@ pub struct Sampling<'a> {
 }
 
 impl Model {
-    pub fn load(path: &Path, spec: Spec, place: Placement, check_finite: bool) -> Result<Self> {
-        let weights = Weights::open(path, check_finite)?;
+    pub fn load(weights: &Weights, spec: Spec, place: Placement) -> Result<Self> {
         if weights.is_gguf() && !place.quantize {
             candle::bail!("the file holds quantized weights, which quant=none does not run")
         }
         let dim = spec.temporal.dim;
         let shape = (spec.text_cardinality + 1, dim);
         let pieces = [Piece::whole("text_emb.weight")];
-        let mut text_table = Table::load(&weights, &pieces, shape, &place)?;
+        let mut text_table = Table::load(weights, &pieces, shape, &place)?;
         if spec.end_as_padding {
             text_table.copy_row(3, 2)?;
         }
         let tables = (0..spec.num_codebooks)
             .map(|k| {
                 let pieces = [Piece::whole(format!("emb.{k}.weight"))];
-                Table::load(&weights, &pieces, (spec.cardinality + 1, dim), &place)
+                Table::load(weights, &pieces, (spec.cardinality + 1, dim), &place)
             })
             .collect::<Result<Vec<_>>>()?;
         let head = |name: String, rows: usize| {
-            Linear::load(&weights, &[Piece::whole(name)], (rows, dim), &place)
+            Linear::load(weights, &[Piece::whole(name)], (rows, dim), &place)
         };
         let extra_heads = (0..spec.num_extra_heads)
             .map(|i| head(format!("extra_heads.{i}.weight"), spec.extra_head_size))
@@ -333,12 +330,12 @@ impl Model {
         Ok(Self {
             text_table,
             tables,
-            stack: Stack::load(&weights, &spec.temporal, None, &place)?,
-            out_norm: Norm::load(&weights, &pieces, dim, spec.temporal.eps, &place)?,
+            stack: Stack::load(weights, &spec.temporal, None, &place)?,
+            out_norm: Norm::load(weights, &pieces, dim, spec.temporal.eps, &place)?,
             text_head: head("text_linear.weight".into(), spec.text_head_size)?,
             extra_heads,
             depth: match &spec.depth {
-                Some(own) => Some(Depth::load(&weights, &spec, own, &place)?),
+                Some(own) => Some(Depth::load(weights, &spec, own, &place)?),
                 None => None,
             },
             spec,

@@ -1,5 +1,6 @@
-//! Named tensors out of a file: safetensors or GGUF.
+//! Named tensors out of a file, safetensors or GGUF, or from Python, one at a time.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -10,10 +11,13 @@ use candle::quantized::QTensor;
 use candle::safetensors::MmapedSafetensors;
 use candle::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
+use numpy::{PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use pyo3::prelude::*;
 
 enum Kind {
     Safetensors(MmapedSafetensors),
     Gguf { content: gguf_file::Content, file: Mutex<BufReader<File>> },
+    Given { read: Py<PyAny>, names: HashSet<String> },
 }
 
 /// One of `parts` equal parts of the rows of a tensor: released files stack sets of weights.
@@ -54,6 +58,11 @@ impl Weights {
         Ok(Self { kind, path: shown, check_finite })
     }
 
+    /// Tensors that `read(name)` gives as float32 arrays; `shown` is what errors call them.
+    pub fn given(read: Py<PyAny>, names: HashSet<String>, shown: String, finite: bool) -> Self {
+        Self { kind: Kind::Given { read, names }, path: shown, check_finite: finite }
+    }
+
     pub fn is_gguf(&self) -> bool {
         matches!(self.kind, Kind::Gguf { .. })
     }
@@ -62,6 +71,7 @@ impl Weights {
         match &self.kind {
             Kind::Safetensors(file) => file.get(name).is_ok(),
             Kind::Gguf { content, .. } => content.tensor_infos.contains_key(name),
+            Kind::Given { names, .. } => names.contains(name),
         }
     }
 
@@ -79,7 +89,7 @@ impl Weights {
     /// A tensor as the file quantized it; None where it holds plain numbers.
     pub fn quantized(&self, name: &str, device: &Device) -> Result<Option<Arc<QTensor>>> {
         match &self.kind {
-            Kind::Safetensors(_) => Ok(None),
+            Kind::Safetensors(_) | Kind::Given { .. } => Ok(None),
             Kind::Gguf { content, file } => {
                 let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 Ok(Some(Arc::new(content.tensor(&mut *file, name, device)?)))
@@ -116,19 +126,38 @@ impl Weights {
                     Some(tensor) => tensor.dequantize(device)?,
                     None => candle::bail!("no tensor '{name}'"),
                 };
-                let rows = whole.dim(0)?;
-                if rows % parts != 0 {
-                    candle::bail!("'{name}' {rows} rows do not hold {parts} sets of weights")
-                }
-                // A copy: candle quantizes from the start of the storage, wherever a view begins.
-                whole.narrow(0, part * (rows / parts), rows / parts)?.force_contiguous()
+                part_of(&whole, piece)
             }
+            Kind::Given { read, .. } => part_of(&ask(read, name)?.to_device(device)?, piece),
         }
     }
 
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         self.read(&Piece::whole(name), device)
     }
+}
+
+fn part_of(whole: &Tensor, piece: &Piece) -> Result<Tensor> {
+    let &Piece { ref name, part, parts } = piece;
+    if parts == 1 {
+        return Ok(whole.clone());
+    }
+    let rows = whole.dim(0)?;
+    if rows % parts != 0 {
+        candle::bail!("'{name}' {rows} rows do not hold {parts} sets of weights")
+    }
+    // A copy: candle quantizes from the start of the storage, wherever a view begins.
+    whole.narrow(0, part * (rows / parts), rows / parts)?.force_contiguous()
+}
+
+fn ask(read: &Py<PyAny>, name: &str) -> Result<Tensor> {
+    Python::attach(|py| {
+        let array = read.bind(py).call1((name,))?;
+        let array: PyReadonlyArrayDyn<'_, f32> = array.extract()?;
+        let shape = array.shape().to_vec();
+        Ok(Tensor::from_vec(array.to_vec()?, shape, &Device::Cpu))
+    })
+    .map_err(|error: PyErr| candle::Error::Msg(format!("'{name}': {error}")))?
 }
 
 /// Refuses NaN and infinity.

@@ -13,13 +13,16 @@ import torch
 from moshi_pipe_rust import native, opening, plugin
 from moshi_pipe_rust.fallback import RustymimiCodec
 from rust_models import speech
+from safetensors.torch import save_file
+from support.formats import BASE, LMS, open_lm_at, write_lm
 from support.golden import BASE_LM
 
 from moshi_pipe.builtin import TorchBackend
 from moshi_pipe.errors import BackendError
 from moshi_pipe.hooks import BackendOptions
-from moshi_pipe.models.checkpoint import LM, Checkpoint, ModelOptions, open_checkpoint
-from moshi_pipe.models.protocols import Controls
+from moshi_pipe.models.checkpoint import Checkpoint, ModelOptions, open_checkpoint
+from moshi_pipe.models.formats.contents import FORMATS
+from moshi_pipe.models.protocols import Controls, SpeechLM
 from moshi_pipe.models.spec import LMSpec, MimiSpec
 from moshi_pipe.nn.convert import convert
 from moshi_pipe.plugins import load_plugins
@@ -77,22 +80,62 @@ def test_what_it_cannot_do_is_said_with_a_fix(
     assert caught.value.fix is not None
 
 
-def test_a_file_for_another_quantization_is_refused(embedded: Checkpoint, tmp_path: Path) -> None:
-    for name, said in (("a.gguf", "holds quantized weights"), ("a.bin", "cannot read a.bin")):
-        (tmp_path / name).touch()
-        other = dataclasses.replace(embedded, lm_weights=tmp_path / name)
-        with pytest.raises(BackendError, match=said):
-            open_lm(other)
-
-
-def test_lora_and_foreign_forms_are_refused(embedded: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="does not add LoRA"):
-        open_lm(dataclasses.replace(embedded, lora=tmp_path / "lora.safetensors"))
+def test_foreign_forms_are_refused(embedded: Checkpoint) -> None:
     foreign = LMSpec.from_config(BASE_LM | {"norm": "layer_norm", "bias_proj": True})
     config = dataclasses.replace(embedded.config, lm=foreign)
     with pytest.raises(BackendError, match="norm=layer_norm") as caught:
         open_lm(dataclasses.replace(embedded, config=config))
     assert "bias_proj" in str(caught.value)
+
+
+def logits_of(lm: SpeechLM) -> torch.Tensor:
+    """Text logits and likeliest codes of given columns over more than three contexts."""
+    state, valid_B = lm.new_state(1), torch.ones(1, dtype=torch.bool)
+    zeros, counts = torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+    columns = torch.randint(0, 32, (3 * BASE["context"] + 2, 1, 9), generator=torch.Generator())
+    steps = [
+        lm.step(column_BS, valid_B, Controls(zeros, zeros, counts, counts), state)
+        for column_BS in columns
+    ]
+    rows = [torch.cat([s.extra["text_logits_BV"], s.codes_BK.float()], dim=1) for s in steps]
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("name", ["packable", "shared sets, low rank", "conditions"])
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_format_is_read_as_torch_reads_it(tmp_path: Path, to: str, name: str) -> None:
+    write_lm(tmp_path / "a", LMS[name])
+    convert(open_lm_at(tmp_path / "a"), tmp_path / "b", to=to)
+    there = open_lm_at(tmp_path / "b")
+
+    ours = open_lm(there, dtype="float32")
+    theirs = TorchBackend().open_lm(there, BackendOptions(dtype="float32"), ignore)
+
+    assert theirs is not None
+    torch.testing.assert_close(logits_of(ours), logits_of(theirs), rtol=0, atol=1e-3)
+    plain = to in opening.PLAIN_FORMATS
+    assert ours.caps.quant == (None if plain else f"widened from {to}")
+
+
+def test_lora_is_added(tmp_path: Path) -> None:
+    write_lm(tmp_path, LMS["moshi"])
+    plain = logits_of(open_lm(open_lm_at(tmp_path), dtype="float32"))
+    generator = torch.Generator().manual_seed(0)
+    halves = {"lora_A": (4, 64), "lora_B": (48, 4)}
+    save_file(
+        {f"text_linear.{k}.weight": torch.randn(v, generator=generator) for k, v in halves.items()},
+        tmp_path / "lora.safetensors",
+    )
+    write_lm(tmp_path, LMS["moshi"], lora=True, lora_scaling=0.5, lora_name="lora.safetensors")
+    adapted = open_lm_at(tmp_path)
+
+    lm = open_lm(adapted, dtype="float32")
+    theirs = TorchBackend().open_lm(adapted, BackendOptions(dtype="float32"), ignore)
+
+    assert theirs is not None
+    torch.testing.assert_close(logits_of(lm), logits_of(theirs), rtol=0, atol=1e-3)
+    assert (logits_of(lm) - plain).abs().max() > 0.1
+    assert lm.caps.quant == "widened from torch, LoRA added"
 
 
 @pytest.fixture
@@ -203,39 +246,3 @@ def test_the_fallback_with_the_real_package(
             torch.testing.assert_close(
                 other, audio[0], atol=1e-5 * max(1.0, float(audio[0].abs().max())), rtol=0
             )
-
-
-@pytest.mark.parametrize("to", ["torch", "candle", "gguf"])
-def test_a_converted_model_is_read_as_torch_reads_it(
-    embedded: Checkpoint, tmp_path: Path, to: str
-) -> None:
-    convert(embedded, tmp_path, to=to)
-    there = open_checkpoint(ModelOptions(name="t", path=str(tmp_path)), parts=[LM])
-
-    ours = open_lm(there, context=6, quant="int8" if to == "gguf" else "none")
-    theirs = TorchBackend().open_lm(there, BackendOptions(context=6, device="cpu"), ignore)
-
-    assert theirs is not None
-    for one, two in zip(logits(ours), logits(theirs), strict=True):
-        assert (one - two).abs().max() < 1e-3
-
-
-def logits(model: Any) -> list[torch.Tensor]:
-    zeros, counts = torch.zeros(1), torch.zeros(1, dtype=torch.int64)
-    state, valid_B = model.new_state(1), torch.ones(1, dtype=torch.bool)
-    columns = torch.randint(0, 64, (20, 1, 17), generator=torch.Generator().manual_seed(0))
-    controls = Controls(zeros, zeros, counts, counts)
-    steps = (model.step(column_BS, valid_B, controls, state) for column_BS in columns)
-    return [step.extra["text_logits_BV"].clone() for step in steps]
-
-
-@pytest.mark.parametrize(("to", "fix"), [("mlx", "--to candle"), ("mlx-q4", "--to gguf")])
-def test_mlx_files_are_to_be_converted(
-    embedded: Checkpoint, tmp_path: Path, to: str, fix: str
-) -> None:
-    convert(embedded, tmp_path, to=to)
-    there = open_checkpoint(ModelOptions(name="t", path=str(tmp_path)), parts=[LM])
-
-    with pytest.raises(BackendError, match="does not read the format") as caught:
-        open_lm(there)
-    assert fix in str(caught.value)
