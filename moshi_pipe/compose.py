@@ -385,11 +385,17 @@ def _node(
         problems.append(f"{where}: {error.what}, {error.wanted}")
         return None
     options = entry.load_options()
-    given = {str(key): node._get_node(key) for key in node if key != "node"}
+    given = {str(key): _value(node, str(key)) for key in node if key != "node"}
     if options is None:
         problems += [f"{where}.{key} is unknown: this {kind} has no options" for key in given]
         return ChosenNode(label, entry, None)
     return ChosenNode(label, entry, _typed_options(where, given, options, problems))
+
+
+def _value(node: DictConfig, key: str) -> Any:
+    """The node of a key; of one that stands for a group, such as ``${server}``, that group."""
+    value: Any = node._get_node(key)
+    return node[key] if value._is_interpolation() and not value._is_missing() else value
 
 
 def _typed_options(

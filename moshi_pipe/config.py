@@ -98,6 +98,8 @@ class RootSchema:
         graph: Nodes and links.
         source: The source's options, with its name under ``node``.
         sink: Options of each sink by label, with its name under ``node``.
+        server: Of ``source=websocket``, which types it; None for other sources.
+        edge: Likewise.
         experiment: Nothing; a place for complete choices.
     """
 
@@ -126,6 +128,8 @@ class RootSchema:
     graph: Any = None
     source: Any = None
     sink: Any = None
+    server: Any = None
+    edge: Any = None
     experiment: Any = None
 
 
