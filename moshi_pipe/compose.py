@@ -394,8 +394,11 @@ def _node(
 
 def _value(node: DictConfig, key: str) -> Any:
     """The node of a key; of one that stands for a group, such as ``${server}``, that group."""
+    from omegaconf import DictConfig
+
     value: Any = node._get_node(key)
-    return node[key] if value._is_interpolation() and not value._is_missing() else value
+    meant = value._maybe_dereference_node()
+    return meant if isinstance(meant, DictConfig) else value
 
 
 def _typed_options(
