@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
-from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -26,6 +25,7 @@ from moshi_pipe.server.switchboard import NoAnswer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from starlette.requests import Request as HttpRequest
     from starlette.types import ASGIApp
 
     from moshi_pipe.server.guard import Connections, Doorman

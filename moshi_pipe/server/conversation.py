@@ -20,7 +20,6 @@ from starlette.websockets import WebSocketDisconnect
 from moshi_pipe.server import messages
 from moshi_pipe.server.guard import BadMessages, Bucket, escaped
 from moshi_pipe.server.intake import Intake, TooFast, make_intake
-from moshi_pipe.server.lane import Down
 from moshi_pipe.server.messages import Close, Control, Kind, MessageError
 from moshi_pipe.server.outbox import End, Outbox, Skipped
 from moshi_pipe.units import NS_PER_SECOND
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from moshi_pipe.engine.clock import Clock
-    from moshi_pipe.server.lane import DownReader, UpWriter
+    from moshi_pipe.server.lane import Down, DownReader, UpWriter
     from moshi_pipe.server.link import Link
     from moshi_pipe.server.options import ServerOptions
     from moshi_pipe.server.request import Request
@@ -180,7 +179,12 @@ class Conversation:
             await asyncio.gather(*tasks, over, return_exceptions=True)
             lost, why = self._lost
             self._setting.link.send(
-                {"op": "gone", "conn": self.conn, "lost": lost and not self._input_ended, "why": why}
+                {
+                    "op": "gone",
+                    "conn": self.conn,
+                    "lost": lost and not self._input_ended,
+                    "why": why,
+                }
             )
 
     async def _read(self) -> None:
@@ -222,9 +226,8 @@ class Conversation:
             elif message.kind is Kind.PING:
                 self._ping(message.payload)
             elif message.kind is not Kind.HANDSHAKE:
-                raise MessageError(
-                    "unexpected_kind", f"clients send no messages of kind {message.kind.value}"
-                )
+                what = f"clients send no messages of kind {message.kind.value}"
+                self._answer_bad(MessageError("unexpected_kind", what))
         except MessageError as error:
             self._answer_bad(error)
 

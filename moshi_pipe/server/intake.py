@@ -31,7 +31,7 @@ _SPEED: Final = 2.0  # audio that a live client may send, times real time
 _BURST_S: Final = 30.0  # and at once, as after a hole in the network
 
 
-class TooFast(Exception):  # noqa: N818
+class TooFast(Exception):
     """A live client sends far more audio than time passes."""
 
 

@@ -38,6 +38,7 @@ PING_S: Final = 8.0
 CLOSE_S: Final = 3.0
 """Seconds that a client has to answer a close."""
 
+_LAST_S: Final = 0.2  # for closes on their way, when the process ends
 _READ_BYTES: Final = 16_384  # at once: some ten milliseconds of work if all of it are tiny messages
 _UNSENT_BYTES: Final = 8_192  # in the kernel; more would be seconds of Opus that cannot be skipped
 _PIECES_PER_S: Final = 200  # pings, pongs and continued pieces of messages
@@ -267,10 +268,9 @@ class Listener:
     async def close(self, within_s: float) -> None:
         """Wait for what is open to end, and abort what does not."""
         self.stop_accepting()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + within_s
-        while self._state.connections and loop.time() < until:
-            await asyncio.sleep(0.02)
+        if self._state.tasks:
+            await asyncio.wait(self._state.tasks, timeout=within_s)
+        await asyncio.sleep(_LAST_S if self._state.connections else 0)
         for connection in list(self._state.connections):
             connection.transport.abort()
         tasks = list(self._state.tasks)

@@ -28,7 +28,7 @@ KEEP_S: Final = 1.0
 _MAX_NAMES: Final = 200  # of counts; they are ours, so there are few
 
 
-class NoAnswer(Exception):  # noqa: N818
+class NoAnswer(Exception):
     """The engine's process does not answer."""
 
 
