@@ -18,7 +18,7 @@ from moshi_pipe.server.messages import Close
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Mapping
 
-    from moshi_pipe.graph.host import Host, RunFacts
+    from moshi_pipe.graph.host import Host
     from moshi_pipe.server.options import ServerOptions
     from moshi_pipe.server.process import EdgeProcess
 
@@ -60,9 +60,10 @@ class Desk(Doors):
         self._connections: dict[tuple[EdgeProcess, int], Connection] = {}
         self._lanes: dict[EdgeProcess, list[Connection | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left = asyncio.Event()
 
     def set_host(self, host: Host | None, why: str = "") -> None:
-        """The engine is ready, or lost: then every conversation is closed, and those who wait go on.
+        """The engine is ready, or lost: conversations are closed then, and those who wait go on.
 
         Args:
             host: The engine; None when it is lost.
@@ -70,6 +71,7 @@ class Desk(Doors):
         """
         self._host = host
         if host is None:
+            self.lobby.set_slots(0, can_park=False)
             reason = f"engine failed: {why}"[:120]
             for guest in list(self.guests.values()):
                 guest.close(Close.RESTART, reason, f"engine_failed: {why}")
@@ -95,7 +97,6 @@ class Desk(Doors):
     def end_all(self, why: str) -> None:
         """End the input of every conversation."""
         for guest in list(self.guests.values()):
-            self.lobby.end(guest.seat)
             guest.end(why)
 
     async def listen(self, edge: EdgeProcess) -> None:
@@ -120,10 +121,11 @@ class Desk(Doors):
             del self._lanes[edge]
             self.counts.gauges.pop(edge.number, None)
 
-    async def finish(self) -> None:
-        """Wait for what was begun with the engine."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+    async def empty(self) -> None:
+        """Wait until no conversation goes on."""
+        while self.guests:
+            self._left.clear()
+            await self._left.wait()
 
     # what the lobby has done
 
@@ -189,7 +191,6 @@ class Desk(Doors):
         elif op == "end_turn":
             guest = self._guest(self._connections.get((edge, int(message["conn"]))))
             if guest is not None:
-                self.lobby.end(guest.seat)
                 guest.end_turn(int(message["rows"]))
         elif op == "counts":
             self.counts.edges.update({str(k): int(v) for k, v in message["counts"].items()})
@@ -257,6 +258,7 @@ class Desk(Doors):
     def _over(self, guest: Guest) -> None:
         self.counts.sessions[guest.ended or "failed"] += 1
         self.guests.pop(guest.seat, None)
+        self._left.set()
         self.lobby.over(guest.seat)
 
     async def _park(self, seat: Seat, guest: Guest) -> None:

@@ -128,16 +128,20 @@ class Guest(SessionInput):
             self.connection.drop()
             self.connection = None
             self._moved.set()
+        if self._end_rows is not None:
+            self.end("done")  # the rest of it is lost with the connection
 
     def end_turn(self, rows: int) -> None:
         """The client says no more after so many frames of its connection."""
         self._end_rows = rows
+        self.seat.ending = True
         self._wake()
 
     def end(self, why: str) -> None:
         """End the input; the first reason stays."""
         if self.ended is None:
             self.ended = why
+            self.seat.ending = True
             self._wake()
 
     def check(self) -> None:

@@ -45,7 +45,8 @@ class Seat:
         state: Where it is.
         away_since_s: When its client was lost; None while there is one.
         parked_bytes: What its parked state takes.
-        ending: Its last frames are on their way; a client that is lost now stays so.
+        ending: Its input has ended and its last frames are on their way: it ends by itself, and a
+            client that is lost now stays so. Also set by who holds the conversation.
         fixed: Its state could not be parked; it is not tried again.
     """
 
@@ -228,10 +229,6 @@ class Lobby:
                 self._lose(seat)
         self._settle()
 
-    def end(self, seat: Seat) -> None:
-        """The input of a conversation has ended; it keeps its slot until it is :meth:`over`."""
-        seat.ending = True
-
     def over(self, seat: Seat) -> None:
         """A conversation is over and has left its slot."""
         self._remove(seat)
@@ -377,9 +374,7 @@ class Lobby:
         away = [
             s
             for s in self._seats
-            if s.state is State.HELD
-            and s.away_since_s is not None
-            and not (s.ending or s.fixed)
+            if s.state is State.HELD and s.away_since_s is not None and not (s.ending or s.fixed)
         ]
         away.sort(key=lambda seat: seat.away_since_s or 0.0)
         for seat in away[: max(0, need)]:
