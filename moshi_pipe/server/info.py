@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from moshi_pipe import __version__
 from moshi_pipe.report import versions
 from moshi_pipe.server.messages import PROTOCOL, AudioFormat
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from moshi_pipe.server.lobby import Lobby
     from moshi_pipe.server.options import ServerOptions
 
-SERVER = f"moshi-pipe {__version__}"
+
+@cache
+def server_name() -> str:
+    """Name and version."""
+    return f"moshi-pipe {versions()['moshi-pipe']}"
 
 
 def edge_facts(facts: RunFacts, options: ServerOptions) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def server_info(host: Host, options: ServerOptions, lobby: Lobby) -> dict[str, A
     """The whole of ``/api/info``."""
     facts = host.facts
     return {
-        "server": SERVER,
+        "server": server_name(),
         "protocol": PROTOCOL,
         "model": {"name": facts.model, "type": facts.model_type, "random": facts.random},
         "backend": facts.backend,
@@ -81,7 +85,7 @@ def session_metadata(
     return {
         "type": "session",
         "protocol": PROTOCOL,
-        "server": SERVER,
+        "server": server_name(),
         "model": facts.model,
         "session": guest.id,
         "resume": {"token": guest.seat.token, "s": options.resume_s},

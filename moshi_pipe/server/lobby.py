@@ -343,20 +343,21 @@ class Lobby:
 
     def _settle(self) -> None:
         """Seat who can be seated, make room for who cannot, and tell the others where they are."""
-        for waiter in [w for w in self._line if w.seat and w.seat.state is State.HELD]:
-            self._line.remove(waiter)  # parking was of no use
-            assert waiter.seat is not None, "chosen so above"
-            waiter.seat.conn = waiter.conn
-            self._welcome(waiter.seat)
-        while self._free() > 0 and (waiter := self._next()) is not None:
-            self._line.remove(waiter)
+        for waiter in list(self._line):
             seat = waiter.seat
-            if seat is None:
-                seat = Seat(self._make_token(), waiter.conn)
-                self._seats.append(seat)
-                self._doors.seat(waiter.conn, seat, resumed=False)
-            else:
+            if seat is not None and seat.state is State.HELD:  # parking was of no use
+                self._line.remove(waiter)
                 seat.conn = waiter.conn
+                self._welcome(seat)
+        while self._free() > 0 and (first := self._next()) is not None:
+            self._line.remove(first)
+            seat = first.seat
+            if seat is None:
+                seat = Seat(self._make_token(), first.conn)
+                self._seats.append(seat)
+                self._doors.seat(first.conn, seat, resumed=False)
+            else:
+                seat.conn = first.conn
                 seat.state = State.UNPARKING
                 self._doors.unpark(seat)
         self._make_room()

@@ -77,6 +77,7 @@ class WebsocketSource(Source):
         self._frame_samples = 0
         self._edges: set[EdgeProcess] = set()
         self._listening: list[socket.socket] = []
+        self._keeping: list[asyncio.Task[None]] = []  # edge processes
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -116,8 +117,9 @@ class WebsocketSource(Source):
         self.num_sessions()
         assert self._host is not None, "a run attaches its engine before it asks for sessions"
         try:
-            for number in range(self._num_edges):
-                self._begin(self._keep_edge(number))
+            self._keeping = [
+                asyncio.create_task(self._keep_edge(number)) for number in range(self._num_edges)
+            ]
             self._begin(self._keep_time())
             _log.info("talk at %s", url(self._options, self.port))
             while (guest := await self._arrived.get()) is not None:
@@ -213,21 +215,17 @@ class WebsocketSource(Source):
         self._desk.end_all("shutdown")
         for edge in self._edges:
             edge.link.send({"op": "stop"})
-        edges = [task for task in self._tasks if not task.get_name().startswith("keep_time")]
-        for task in self._tasks - set(edges):
+        if self._keeping:
+            await asyncio.wait(self._keeping, timeout=_STOP_S)
+        tasks = [*self._tasks, *self._keeping]
+        for task in tasks:
             task.cancel()
-        if edges:
-            await asyncio.wait(edges, timeout=_STOP_S)
-        for task in self._tasks:
-            task.cancel()
-        for task in list(self._tasks):
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
         for one in self._listening:
             one.close()
         self._listening = []
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=work.__name__.strip("_"))
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

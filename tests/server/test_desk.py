@@ -16,13 +16,14 @@ from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.node import SessionEnd, SessionInfo
 from moshi_pipe.graph.packet import FrameTimes, Packet
 from moshi_pipe.server.desk import Desk
-from moshi_pipe.server.guest import Guest
 from moshi_pipe.server.lane import CAPACITY, Down
 from moshi_pipe.server.options import ServerOptions
 from moshi_pipe.server.sink import WebsocketSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from moshi_pipe.server.guest import Guest
 
 
 class World:
@@ -32,6 +33,7 @@ class World:
         self.desk, self.edge, self.host = desk, edge, host
         self.now_s = 0.0
         self.guests: asyncio.Queue[Guest] = asyncio.Queue()
+        self.lost = asyncio.Event()  # the edge
 
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
@@ -53,6 +55,7 @@ async def world(
     it = World(desk, edge, host)
     desk.set_host(host)
     tasks = [asyncio.create_task(edge.run()), asyncio.create_task(desk.listen(process))]
+    tasks[1].add_done_callback(lambda _: it.lost.set())
     try:
         yield it
     finally:
@@ -64,7 +67,7 @@ async def world(
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 20))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(test(), 20))
 
 
 async def frames(guest: Guest) -> list[tuple[float, int | None]]:
@@ -271,8 +274,7 @@ def test_an_edge_that_dies_loses_its_clients() -> None:
             guest = await it.guests.get()
             it.edge.link.close()
             task = asyncio.create_task(frames(guest))
-            while guest.connection is not None:
-                await asyncio.sleep(0)
+            await asyncio.wait_for(it.lost.wait(), 10)
             it.wait(31)
             assert await task == []
             assert guest.ended == "lost"
