@@ -171,8 +171,12 @@ def check_packages(context: Context) -> Finding:
     found = ", ".join(f"{name} {version}" for name, version in installed.items() if version)
     missing = [extra for name, extra in OPTIONAL.items() if installed[name] is None]
     extras = list(dict.fromkeys(missing))
-    without = f"; not installed: extra {' and '.join(extras)}" if extras else ""
+    without = f"; not installed: extra {_listed(extras)}" if extras else ""
     return Finding(OK, "packages", found + without)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def check_torch(context: Context) -> Finding:

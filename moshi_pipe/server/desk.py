@@ -34,6 +34,7 @@ class Desk(Doors):
         now_s: A clock.
         arrived: Called with each guest that has a slot.
         asked: Answers what an edge asks: ``info``, ``metrics`` or ``ready``.
+        greeted: Called with the number of each edge process that accepts clients.
 
     Attributes:
         counts: What was done so far.
@@ -47,6 +48,7 @@ class Desk(Doors):
         now_s: Callable[[], float],
         arrived: Callable[[Guest], None],
         asked: Callable[[str], Any],
+        greeted: Callable[[int], None] = lambda number: None,
     ) -> None:
         rules = LobbyRules(options.max_waiting, options.resume_s, options.snapshot_mb * 1_000_000)
         self.counts = ServerCounts()
@@ -56,6 +58,7 @@ class Desk(Doors):
         self._now_s = now_s
         self._arrived = arrived
         self._asked = asked
+        self._greeted = greeted
         self._host: Host | None = None
         self._connections: dict[tuple[EdgeProcess, int], Connection] = {}
         self._lanes: dict[EdgeProcess, list[Connection | None]] = {}
@@ -73,8 +76,7 @@ class Desk(Doors):
         if host is None:
             self.lobby.set_slots(0, can_park=False)
             reason = f"engine failed: {why}"[:120]
-            for guest in list(self.guests.values()):
-                guest.close(Close.RESTART, reason, f"engine_failed: {why}")
+            self.close_all(Close.RESTART, reason, f"engine_failed: {why}")
             self.lobby.clear()
         else:
             self.tick()
@@ -98,6 +100,11 @@ class Desk(Doors):
         """End the input of every conversation."""
         for guest in list(self.guests.values()):
             guest.end(why)
+
+    def close_all(self, close: Close, reason: str, error: str | None = None) -> None:
+        """Close every connection that has a slot, without waiting for last answers."""
+        for guest in list(self.guests.values()):
+            guest.close(close, reason, error)
 
     async def listen(self, edge: EdgeProcess) -> None:
         """Take what an edge process says, until its link closes; then its clients are lost."""
@@ -200,6 +207,8 @@ class Desk(Doors):
         elif op == "ask":
             value = self._asked(str(message["what"]))
             edge.link.send({"op": "answer", "id": message["id"], "value": value})
+        elif op == "hello":
+            self._greeted(edge.number)
         elif op == "log":
             _log.log(_LEVELS.get(str(message["level"]), logging.INFO), "%s", message["text"])
 

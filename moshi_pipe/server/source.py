@@ -14,6 +14,7 @@ from moshi_pipe.graph.node import SessionInput, Source
 from moshi_pipe.server.desk import Desk
 from moshi_pipe.server.info import edge_facts, server_info
 from moshi_pipe.server.listening import check_options, listen, url
+from moshi_pipe.server.messages import Close
 from moshi_pipe.server.metrics import ServerMetrics
 from moshi_pipe.server.process import EdgeProcess, start_edge
 
@@ -70,12 +71,15 @@ class WebsocketSource(Source):
         self._num_edges = options.edge.processes
         self._now_s = now_s
         self._arrived: asyncio.Queue[Guest | None] = asyncio.Queue()
-        self._desk = Desk(options.server, now_s, self._arrived.put_nowait, self._answer)
+        self._desk = Desk(
+            options.server, now_s, self._arrived.put_nowait, self._answer, self._greet
+        )
         self._metrics = ServerMetrics(self._desk.counts, self._desk.lobby)
         self._host: Host | None = None
         self._why = "the model is being loaded"
         self._frame_samples = 0
         self._edges: set[EdgeProcess] = set()
+        self._greeted: set[int] = set()
         self._listening: list[socket.socket] = []
         self._keeping: list[asyncio.Task[None]] = []  # edge processes
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,7 +125,6 @@ class WebsocketSource(Source):
                 asyncio.create_task(self._keep_edge(number)) for number in range(self._num_edges)
             ]
             self._begin(self._keep_time())
-            _log.info("talk at %s", url(self._options, self.port))
             while (guest := await self._arrived.get()) is not None:
                 yield guest
         finally:
@@ -145,6 +148,7 @@ class WebsocketSource(Source):
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._desk.empty(), within_s)
             self._desk.end_all("shutdown")
+        self._desk.close_all(Close.GOING_AWAY, "shutdown")  # of what does not end by itself
         self._arrived.put_nowait(None)
 
     async def _keep_time(self) -> None:
@@ -196,6 +200,13 @@ class WebsocketSource(Source):
         else:
             facts = edge_facts(self._host.facts, self._options)
             edge.link.send({"op": "ready", "facts": facts})
+
+    def _greet(self, number: int) -> None:
+        """An edge process accepts clients: once all do, say where."""
+        if number not in self._greeted:
+            self._greeted.add(number)
+            if len(self._greeted) == self._num_edges:
+                _log.info("talk at %s", url(self._options, self.port))
 
     def _answer(self, what: str) -> Any:
         """Answer what an edge process is asked by a client."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moshi_pipe.engine.statistics import EngineStatistics
 from moshi_pipe.graph.node import SessionSettings
 from moshi_pipe.server.lane import Down, Lanes, Up
 from moshi_pipe.server.link import Link, Put, Took, open_link
@@ -26,6 +27,7 @@ class FakeHost:
     def __init__(self, slots: int = 2, late: str = "drop_oldest") -> None:
         self.usable_slots = slots
         self.can_park = True
+        self.statistics = EngineStatistics()
         self.cancelled: list[str] = []
         self.parked: list[str] = []
         self.facts: Any = SimpleNamespace(

@@ -362,3 +362,61 @@ def test_the_sink_of_a_graph_without_audio_sends_text_alone() -> None:
             assert end["error"].startswith("internal: ")
 
     run(talk)
+
+
+def test_lossless_answers_to_a_client_that_has_left_wait_for_nobody() -> None:
+    async def talk() -> None:
+        async with world(late="slow_down") as it:
+            it.edge.open(1)
+            await it.edge.told_of("seat", 1)
+            guest = await it.guests.get()
+            for number in range(CAPACITY):
+                await guest.send(Down(number, 0))
+            waiting = asyncio.create_task(guest.send(Down(CAPACITY, 0)))
+            it.edge.gone(1)
+            await waiting
+            assert guest.num_skipped == 1
+            assert guest.ended == "left"
+
+    run(talk)
+
+
+def test_lossless_answers_wait_for_a_client_that_may_come_back() -> None:
+    async def talk() -> None:
+        async with world(late="slow_down") as it:
+            it.edge.open(1)
+            token = (await it.edge.told_of("seat", 1))["session"]["resume"]["token"]
+            guest = await it.guests.get()
+            it.edge.gone(1, lost=True)
+            it.edge.open(2)  # told after it
+            await it.edge.told_of("seat", 2)
+            waiting = asyncio.create_task(guest.send(Down(9, 0)))
+            it.edge.open(3, resume=token)
+            await it.edge.told_of("seat", 3)
+            await waiting
+            assert (await it.edge.next_answer(3)).frame == 9
+
+    run(talk)
+
+
+def test_a_server_that_stops_waits_for_no_client() -> None:
+    async def talk() -> None:
+        async with world(late="slow_down") as it:
+            it.edge.open(1)
+            await it.edge.told_of("seat", 1)
+            guest = await it.guests.get()
+            for number in range(CAPACITY):
+                await guest.send(Down(number, 0))
+            waiting = asyncio.create_task(guest.send(Down(CAPACITY, 0)))
+            it.desk.drain(5.0)
+            said = (await it.edge.told_of("say", 1))["metadata"]
+            assert said == {"type": "ending", "reason": "shutdown", "in_s": 5.0}
+            it.edge.open(2)
+            assert (await it.edge.told_of("refuse", 2))["close"] == 1001
+            it.desk.end_all("shutdown")
+            await waiting
+            guest.finish(complete=True)
+            assert (await it.edge.told_of("end", 1))["close"] == 1001
+            await it.desk.empty()
+
+    run(talk)

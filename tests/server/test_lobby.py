@@ -326,7 +326,7 @@ class Comings(RuleBasedStateMachine):
     def over(self, data: st.DataObject) -> None:
         held = [seat for seat in self.known if seat.state is State.HELD]
         seat = data.draw(st.sampled_from(held))
-        self.arrived.discard(seat.conn)  # type: ignore[arg-type]
+        self.arrived.discard(seat.conn)
         self.log.seated.pop(seat.conn, None)
         self.hall.lobby.over(seat)
 

@@ -4,7 +4,6 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from server.fake_edge import FakeHost
 
-from moshi_pipe.engine.statistics import EngineStatistics
 from moshi_pipe.server.counts import ServerCounts
 from moshi_pipe.server.info import edge_facts, server_info
 from moshi_pipe.server.lobby import Lobby, LobbyRules
@@ -13,7 +12,8 @@ from moshi_pipe.server.options import ServerOptions
 
 
 def lobby() -> Lobby:
-    return Lobby(LobbyRules(4, 30, 0), SimpleNamespace(), lambda: 0.0)  # type: ignore[arg-type]
+    doors: Any = SimpleNamespace()
+    return Lobby(LobbyRules(4, 30, 0), doors, lambda: 0.0)
 
 
 def read(metrics: ServerMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -34,7 +34,6 @@ def test_the_numbers_of_a_server_are_shown() -> None:
     metrics = ServerMetrics(counts, lobby())
     assert read(metrics)["moshi_pipe_ready", ()] == 0
     host: Any = FakeHost(4)
-    host.statistics = EngineStatistics()
     host.statistics.tick.add(10_000_000)
     metrics.host = host
     got = read(metrics)
