@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from moshi_pipe.server.lane import Down, Up
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from moshi_pipe.server.lane import DownWriter, UpReader
+    from moshi_pipe.server.lane import Down, DownWriter, Up, UpReader
     from moshi_pipe.server.messages import Close
     from moshi_pipe.server.process import EdgeProcess
 
@@ -67,9 +65,7 @@ class Connection:
         """Close it once all rows were sent; it must not be used any more."""
         op = "refuse" if self._down is None else "end"
         rows = 0 if self._down is None else self._down.num_put
-        self._send(
-            {"op": op, "rows": rows, "close": int(close), "reason": reason, "error": error}
-        )
+        self._send({"op": op, "rows": rows, "close": int(close), "reason": reason, "error": error})
         self.drop()
 
     def drop(self) -> None:

@@ -18,7 +18,7 @@ from moshi_pipe.server.messages import Close
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Mapping
 
-    from moshi_pipe.graph.host import Host, RunFacts
+    from moshi_pipe.graph.host import Host
     from moshi_pipe.server.options import ServerOptions
     from moshi_pipe.server.process import EdgeProcess
 
@@ -34,6 +34,7 @@ class Desk(Doors):
         now_s: A clock.
         arrived: Called with each guest that has a slot.
         asked: Answers what an edge asks: ``info``, ``metrics`` or ``ready``.
+        greeted: Called with the number of each edge process that accepts clients.
 
     Attributes:
         counts: What was done so far.
@@ -47,6 +48,7 @@ class Desk(Doors):
         now_s: Callable[[], float],
         arrived: Callable[[Guest], None],
         asked: Callable[[str], Any],
+        greeted: Callable[[int], None] = lambda number: None,
     ) -> None:
         rules = LobbyRules(options.max_waiting, options.resume_s, options.snapshot_mb * 1_000_000)
         self.counts = ServerCounts()
@@ -56,13 +58,15 @@ class Desk(Doors):
         self._now_s = now_s
         self._arrived = arrived
         self._asked = asked
+        self._greeted = greeted
         self._host: Host | None = None
         self._connections: dict[tuple[EdgeProcess, int], Connection] = {}
         self._lanes: dict[EdgeProcess, list[Connection | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left = asyncio.Event()
 
     def set_host(self, host: Host | None, why: str = "") -> None:
-        """The engine is ready, or lost: then every conversation is closed, and those who wait go on.
+        """The engine is ready, or lost: conversations are closed then, and those who wait go on.
 
         Args:
             host: The engine; None when it is lost.
@@ -70,9 +74,9 @@ class Desk(Doors):
         """
         self._host = host
         if host is None:
+            self.lobby.set_slots(0, can_park=False)
             reason = f"engine failed: {why}"[:120]
-            for guest in list(self.guests.values()):
-                guest.close(Close.RESTART, reason, f"engine_failed: {why}")
+            self.close_all(Close.RESTART, reason, f"engine_failed: {why}")
             self.lobby.clear()
         else:
             self.tick()
@@ -95,8 +99,12 @@ class Desk(Doors):
     def end_all(self, why: str) -> None:
         """End the input of every conversation."""
         for guest in list(self.guests.values()):
-            self.lobby.end(guest.seat)
             guest.end(why)
+
+    def close_all(self, close: Close, reason: str, error: str | None = None) -> None:
+        """Close every connection that has a slot, without waiting for last answers."""
+        for guest in list(self.guests.values()):
+            guest.close(close, reason, error)
 
     async def listen(self, edge: EdgeProcess) -> None:
         """Take what an edge process says, until its link closes; then its clients are lost."""
@@ -120,10 +128,11 @@ class Desk(Doors):
             del self._lanes[edge]
             self.counts.gauges.pop(edge.number, None)
 
-    async def finish(self) -> None:
-        """Wait for what was begun with the engine."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+    async def empty(self) -> None:
+        """Wait until no conversation goes on."""
+        while self.guests:
+            self._left.clear()
+            await self._left.wait()
 
     # what the lobby has done
 
@@ -189,7 +198,6 @@ class Desk(Doors):
         elif op == "end_turn":
             guest = self._guest(self._connections.get((edge, int(message["conn"]))))
             if guest is not None:
-                self.lobby.end(guest.seat)
                 guest.end_turn(int(message["rows"]))
         elif op == "counts":
             self.counts.edges.update({str(k): int(v) for k, v in message["counts"].items()})
@@ -199,6 +207,8 @@ class Desk(Doors):
         elif op == "ask":
             value = self._asked(str(message["what"]))
             edge.link.send({"op": "answer", "id": message["id"], "value": value})
+        elif op == "hello":
+            self._greeted(edge.number)
         elif op == "log":
             _log.log(_LEVELS.get(str(message["level"]), logging.INFO), "%s", message["text"])
 
@@ -257,6 +267,7 @@ class Desk(Doors):
     def _over(self, guest: Guest) -> None:
         self.counts.sessions[guest.ended or "failed"] += 1
         self.guests.pop(guest.seat, None)
+        self._left.set()
         self.lobby.over(guest.seat)
 
     async def _park(self, seat: Seat, guest: Guest) -> None:

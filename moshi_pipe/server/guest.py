@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 ENDING_S: Final = 10.0
 """Seconds before its end that a client is told of it."""
 
+_SEED_BITS: Final = 31  # of seeds that nobody chose, to be told and typed
+
 _CLOSES: Final = {
     "done": Close.DONE,
     "time_limit": Close.DONE,
@@ -59,6 +61,7 @@ class Guest(SessionInput):
 
     Attributes:
         seat: Its place in the lobby.
+        seed: What its client chose, or else drawn, so that the client can be told.
         connection: Where its client is; None while it is away.
         ended: Why its input ended: ``done``, ``time_limit``, ``idle``, ``shutdown``, ``lost`` or
             ``failed``; None while it goes on.
@@ -85,7 +88,8 @@ class Guest(SessionInput):
         self.id = make_id()
         self.meta: Mapping[str, Any] = {"stem": self.id}
         self.sample_rate = sample_rate
-        self.seed = request.get("seed")
+        seed = request.get("seed")
+        self.seed = secrets.randbits(_SEED_BITS) if seed is None else int(seed)
         self.settings: Mapping[str, Any] = dict(request.get("settings") or {})
         self.record = record
         self.lossless = lossless
@@ -128,16 +132,20 @@ class Guest(SessionInput):
             self.connection.drop()
             self.connection = None
             self._moved.set()
+        if self._end_rows is not None:
+            self.end("done")  # the rest of it is lost with the connection
 
     def end_turn(self, rows: int) -> None:
         """The client says no more after so many frames of its connection."""
         self._end_rows = rows
+        self.seat.ending = True
         self._wake()
 
     def end(self, why: str) -> None:
         """End the input; the first reason stays."""
         if self.ended is None:
             self.ended = why
+            self.seat.ending = True
             self._wake()
 
     def check(self) -> None:
@@ -198,7 +206,8 @@ class Guest(SessionInput):
             if connection is not None and connection.room():
                 connection.put(answer)
                 return
-            if not self.lossless or self.ended in ("lost", "shutdown"):
+            comes_back = connection is not None or self.ended is None
+            if not self.lossless or not comes_back or self.ended == "shutdown":
                 break
             await waited_on.wait()
         self.num_skipped += 1

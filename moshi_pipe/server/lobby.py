@@ -45,7 +45,8 @@ class Seat:
         state: Where it is.
         away_since_s: When its client was lost; None while there is one.
         parked_bytes: What its parked state takes.
-        ending: Its last frames are on their way; a client that is lost now stays so.
+        ending: Its input has ended and its last frames are on their way: it ends by itself, and a
+            client that is lost now stays so. Also set by who holds the conversation.
         fixed: Its state could not be parked; it is not tried again.
     """
 
@@ -228,10 +229,6 @@ class Lobby:
                 self._lose(seat)
         self._settle()
 
-    def end(self, seat: Seat) -> None:
-        """The input of a conversation has ended; it keeps its slot until it is :meth:`over`."""
-        seat.ending = True
-
     def over(self, seat: Seat) -> None:
         """A conversation is over and has left its slot."""
         self._remove(seat)
@@ -346,20 +343,21 @@ class Lobby:
 
     def _settle(self) -> None:
         """Seat who can be seated, make room for who cannot, and tell the others where they are."""
-        for waiter in [w for w in self._line if w.seat and w.seat.state is State.HELD]:
-            self._line.remove(waiter)  # parking was of no use
-            assert waiter.seat is not None, "chosen so above"
-            waiter.seat.conn = waiter.conn
-            self._welcome(waiter.seat)
-        while self._free() > 0 and (waiter := self._next()) is not None:
-            self._line.remove(waiter)
+        for waiter in list(self._line):
             seat = waiter.seat
-            if seat is None:
-                seat = Seat(self._make_token(), waiter.conn)
-                self._seats.append(seat)
-                self._doors.seat(waiter.conn, seat, resumed=False)
-            else:
+            if seat is not None and seat.state is State.HELD:  # parking was of no use
+                self._line.remove(waiter)
                 seat.conn = waiter.conn
+                self._welcome(seat)
+        while self._free() > 0 and (first := self._next()) is not None:
+            self._line.remove(first)
+            seat = first.seat
+            if seat is None:
+                seat = Seat(self._make_token(), first.conn)
+                self._seats.append(seat)
+                self._doors.seat(first.conn, seat, resumed=False)
+            else:
+                seat.conn = first.conn
                 seat.state = State.UNPARKING
                 self._doors.unpark(seat)
         self._make_room()
@@ -377,9 +375,7 @@ class Lobby:
         away = [
             s
             for s in self._seats
-            if s.state is State.HELD
-            and s.away_since_s is not None
-            and not (s.ending or s.fixed)
+            if s.state is State.HELD and s.away_since_s is not None and not (s.ending or s.fixed)
         ]
         away.sort(key=lambda seat: seat.away_since_s or 0.0)
         for seat in away[: max(0, need)]:
