@@ -39,7 +39,7 @@ export function keepToken(token) {
  */
 export async function isTokenRight(token) {
   try {
-    const headers = { authorization: `Bearer ${encodeURIComponent(token)}` };
+    const headers = { authorization: `Bearer ${token}` };
     return (await fetch("metrics", { headers, cache: "no-store" })).status !== 401;
   } catch {
     return true;
