@@ -1,4 +1,4 @@
-"""How many live conversations does one engine hold in time?
+r"""How many live conversations does one engine hold in time?
 
     python benchmarks/bench_capacity.py --slots 1 4 8 16 24 32 --seconds 20 --plot docs/capacity.svg
 
@@ -8,8 +8,9 @@ answer queued for sending, stays within 120 ms at p99 with no frame dropped. Pri
 
 On a GPU, with random weights of the released size:
 
-    moshi-pipe make-checkpoint seven size=7b && \\
-    python benchmarks/bench_capacity.py --words model=local model.path=seven device=cuda --slots 16 32 64
+    moshi-pipe make-checkpoint seven size=7b
+    python benchmarks/bench_capacity.py --slots 16 32 64 \
+        --words model=local model.path=seven device=cuda
 """
 
 from __future__ import annotations

@@ -230,9 +230,7 @@ def _take(heard: Heard, kind: Kind, payload: bytes, sent_at: deque[float]) -> No
         heard.errors.append(payload.decode())
 
 
-async def _send(
-    socket: Any, frames: Any, pace: Pace, sent_at: deque[float], heard: Heard
-) -> None:
+async def _send(socket: Any, frames: Any, pace: Pace, sent_at: deque[float], heard: Heard) -> None:
     rng = np.random.default_rng(pace.seed)
     loop = asyncio.get_running_loop()
     start = loop.time()
