@@ -14,7 +14,7 @@ RUN python -m venv /opt/moshi-pipe && \
 FROM python:3.12-slim-bookworm
 COPY --from=build /opt/moshi-pipe /opt/moshi-pipe
 RUN useradd --create-home --uid 10001 moshi
-USER moshi
+USER 10001
 WORKDIR /home/moshi
 ENV PATH=/opt/moshi-pipe/bin:$PATH
 EXPOSE 8998
