@@ -73,7 +73,15 @@ CORE: Final[Mapping[str, str]] = {
 }
 """What must be installed, and in which versions; a test compares it with ``pyproject.toml``."""
 
-OPTIONAL: Final[Mapping[str, str]] = {"pyaudio": "mic", "pywebrtc-audio": "echo"}
+OPTIONAL: Final[Mapping[str, str]] = {
+    "pyaudio": "mic",
+    "pywebrtc-audio": "echo",
+    "starlette": "server",
+    "uvicorn": "server",
+    "websockets": "server",
+    "prometheus_client": "server",
+    "cryptography": "server",
+}
 """What may be installed, and which extra brings it."""
 
 _NATIVE: Final = ("sentencepiece", "soundfile", "soxr", "sphn")  # each brings a C library
@@ -161,9 +169,14 @@ def check_packages(context: Context) -> Finding:
         names = " ".join(f"'{name}{CORE[name]}'" for name in wrong)
         return Finding(FAIL, "packages", listed, f"pip install --force-reinstall {names}")
     found = ", ".join(f"{name} {version}" for name, version in installed.items() if version)
-    extras = [extra for name, extra in OPTIONAL.items() if installed[name] is None]
-    without = f"; not installed: extra {' and '.join(extras)}" if extras else ""
+    missing = [extra for name, extra in OPTIONAL.items() if installed[name] is None]
+    extras = list(dict.fromkeys(missing))
+    without = f"; not installed: extra {_listed(extras)}" if extras else ""
     return Finding(OK, "packages", found + without)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def check_torch(context: Context) -> Finding:
