@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 SIZES = {"web": (1240, 780), "web-phone": (390, 844)}
-WORDS = 49  # until the picture is taken
+WORDS = 49  # that were said when the picture is taken
+READY = """words =>
+    [...document.querySelectorAll('#log > p')]
+        .flatMap(paragraph => paragraph.textContent.split(' ')).length > words
+    && [...document.querySelectorAll('.disc')].every(
+        disc => disc.style.getPropertyValue('--level') > 0.55)"""
 
 
 def main() -> None:
@@ -66,13 +71,11 @@ def take(page: Page, server: MockServer, path: Path, *, every: bool) -> None:
         shot("settings")
         page.keyboard.press("Escape")
     page.click("#talk")
-    page.wait_for_function(
-        f"document.querySelector('#log').textContent.split(' ').length > {WORDS}"
-    )
-    page.wait_for_function(
-        "[...document.querySelectorAll('.disc')]"
-        ".every(disc => disc.style.getPropertyValue('--level') > 0.55)"
-    )
+    page.mouse.move(0, 0)
+    for _ in range(1000):
+        if page.evaluate(READY, WORDS):
+            break
+        page.wait_for_timeout(20)
     page.screenshot(path=path)
     if every:
         page.keyboard.press("m")

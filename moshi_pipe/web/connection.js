@@ -87,11 +87,13 @@ export class Connection {
   #opened(socket) {
     clearTimeout(this.#wait);
     this.#heardAt = performance.now();
-    this.#watch = setInterval(() => {
+    const look = () => {
       const now = performance.now();
       if (now - this.#heardAt > SILENT_MS) this.#giveUpOn(socket);
       else socket.send(build(Kind.PING, new Uint8Array(new Float64Array([now]).buffer)));
-    }, PING_MS);
+    };
+    this.#watch = setInterval(look, PING_MS);
+    look();
   }
 
   /** @param {WebSocket} socket A close of a dead line can take a minute: do not wait for it. */
