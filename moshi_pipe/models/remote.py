@@ -51,7 +51,9 @@ class RemoteOptions:
         """What is wrong with the values, a sentence each."""
         found = []
         if self.audio not in AUDIO_FORMATS:
-            found.append(f"model.audio cannot be '{self.audio}': {closest(self.audio, AUDIO_FORMATS)}")
+            found.append(
+                f"model.audio cannot be '{self.audio}': {closest(self.audio, AUDIO_FORMATS)}"
+            )
         for key in ("pace", "max_s", "wait_s", "silence_s"):
             number = getattr(self, key)
             if number is not None and not number > 0:
@@ -82,7 +84,9 @@ def whole_url(url: str, query: dict[str, str] | None = None) -> str:
         parts = urlsplit(url if "://" in url else f"ws://{url}")
         port_is_right = parts.port is None or parts.port > 0
     except ValueError as error:
-        raise ConfigError(f"cannot read the address '{url}'", got=str(error), wanted=wanted) from error
+        raise ConfigError(
+            f"cannot read the address '{url}'", got=str(error), wanted=wanted
+        ) from error
     if parts.scheme not in _SCHEMES or not parts.hostname or not port_is_right or parts.fragment:
         raise ConfigError(f"cannot read the address '{url}'", wanted=wanted)
     path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH

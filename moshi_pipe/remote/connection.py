@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import BackendError, ConfigError, SessionError
 from moshi_pipe.models.remote import whole_url
-from moshi_pipe.remote.failures import LostError, cannot_connect, judge_close
+from moshi_pipe.remote.failures import cannot_connect, judge_close
 from moshi_pipe.server.messages import (
     Control,
     Kind,
@@ -173,7 +173,9 @@ class Connection:
         if values.get("type") == "session":
             self.facts["session"] = values
         elif "type" not in values:  # the Rust servers describe themselves so
-            self.facts["metadata"] = {str(k)[:64]: str(v)[:200] for k, v in list(values.items())[:32]}
+            self.facts["metadata"] = {
+                str(k)[:64]: str(v)[:200] for k, v in list(values.items())[:32]
+            }
         return values
 
     def _read_handshake(self, payload: bytes) -> None:
@@ -289,5 +291,3 @@ def _websockets() -> Any:
             fix="pip install 'moshi-pipe[client]'",
         ) from error
     return client
-
-

@@ -39,8 +39,8 @@ class RemoteLateness(Lateness):
         median_ms = self.tick.percentile_ns(50) / NS_PER_MS
         p99_ms = self.tick.percentile_ns(99) / NS_PER_MS
         took = f"half of all answers came within {median_ms:.0f} ms, 99 of 100 within {p99_ms:.0f}"
-        counts = ((self.num_late, "answers late"), (dropped, "frames dropped"))
-        counts = (*counts, (underruns, "underruns"))
+        late, lost = (self.num_late, "answers late"), (dropped, "frames dropped")
+        counts = (late, lost, (underruns, "underruns"))
         trouble = ", ".join(f"{count} {what}" for count, what in counts if count)
         if not trouble:
             return Verdict("steady", True, f"in time: {took}")

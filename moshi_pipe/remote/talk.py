@@ -23,7 +23,7 @@ import numpy as np
 
 from moshi_pipe.engine.lateness import TickTimes
 from moshi_pipe.engine.session import TIMES, Session, SessionState
-from moshi_pipe.errors import MoshiPipeError, SessionError
+from moshi_pipe.errors import BackendError, SessionError
 from moshi_pipe.remote.audio import (
     FRAME_SIZE,
     SAMPLE_RATE,
@@ -35,7 +35,6 @@ from moshi_pipe.remote.audio import (
 from moshi_pipe.remote.connection import Connection, connect
 from moshi_pipe.remote.failures import LostError, ResumeRefusedError
 from moshi_pipe.server.messages import AudioFormat, Kind
-from moshi_pipe.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -162,18 +161,19 @@ class Talk:
                     finally:
                         self._keep_facts(connection)
                         await connection.close()
-                    return
                 except LostError as lost:
                     attempts = 1 if self._progress else attempts + 1
                     await self._lose(lost, attempts)
                 except ResumeRefusedError:
                     self._token = None
                     await self._release(len(self._flight))
-                except MoshiPipeError:
+                except BackendError:  # the server does not come back at once
                     if not self.connected or attempts == 0:
                         raise
                     attempts += 1
                     await self._lose(LostError("no connection"), attempts)
+                else:
+                    return
         finally:
             session.report = dict(self._facts)
 
@@ -381,7 +381,6 @@ class Talk:
         silence_s = self._options.server.silence_s
         if self._sent_all and not connection.is_ours:
             if quiet_s >= (_DRAIN_S if self._flight else _LINGER_S):
-                self._sent_all = True
                 return True
             return False
         if quiet_s >= silence_s and (self._flight or self._sent_all):
@@ -472,8 +471,6 @@ class Talk:
             resume = values.get("resume")
             if isinstance(resume, dict) and isinstance(resume.get("token"), str):
                 self._token = resume["token"]
-            if not values.get("resumed", True) and self._unanswered == 0:
-                self._unanswered = 0
         elif kind == "stats":
             counts = (values.get("dropped_frames"), values.get("skipped_frames"))
             lost = sum(count for count in counts if isinstance(count, int))
