@@ -85,7 +85,7 @@ class _Sent:
     frame: int
     audio: npt.NDArray[np.float32]
     delivered_ns: int
-    sent_ns: int
+    sent_ns: int = 0
 
 
 class Talk:
@@ -129,7 +129,8 @@ class Talk:
         self._last = -1  # frame of the last row
         self._last_has_audio = False
         self._unanswered = ANSWER_OFFSET  # frames of this connection that get no answer
-        self._sent_all = False
+        self._sent_all = self._told_end = False
+        self._again: deque[_Sent] = deque()  # frames that a lost conversation did not answer
         self._progress = False
         self._token: str | None = None
         self._facts: dict[str, Any] = {"connections": 0, "reconnects": 0, "unanswered_frames": 0}
@@ -208,6 +209,7 @@ class Talk:
         self._progress = False
         self._unanswered = ANSWER_OFFSET if self._token is None else 0
         self._lost_frames = 0
+        self._sent_all = self._told_end = False
 
     async def _lose(self, lost: LostError, attempts: int) -> None:
         """Say that the connection was lost, and wait before the next attempt.
@@ -215,7 +217,11 @@ class Talk:
         Raises:
             SessionError: There were enough.
         """
-        await self._release(len(self._flight))
+        if self._token is None and not self._options.live:
+            self._again.extendleft(reversed(self._flight))  # a new conversation has not heard them
+            self._flight.clear()
+        else:
+            await self._release(len(self._flight))
         most = self._options.server.reconnect
         if not self.connected or attempts > most:
             raise SessionError(
@@ -279,26 +285,32 @@ class Talk:
         """Send what is in the inbox, until it ends."""
         encoder = make_encoder(AudioFormat(self._options.server.audio))
         due_s = asyncio.get_running_loop().time()
-        while (row := await self._next_frame()) is not None:
-            frame, values = row
+        while (frame := await self._next_frame()) is not None:
             due_s = await self._pace(due_s)
             await self._make_room()
-            audio = values[self._options.input_name]
-            delivered_ns = int(values[TIMES][0])
-            sent = _Sent(frame, audio, delivered_ns, self._clock.now_ns())
-            self._flight.append(sent)
-            payload = encoder.push(audio[0])
+            frame.sent_ns = self._clock.now_ns()
+            self._flight.append(frame)
+            payload = encoder.push(frame.audio[0])
             if payload:
                 await connection.send(Kind.AUDIO, payload)
             if self._unanswered:
                 self._unanswered -= 1
                 await self._release(1)
-        if connection.is_ours and not self.session.cancelled:
-            await connection.end_turn()
         self._sent_all = True
+        await self._tell_end(connection)
         self._changed.set()
 
-    async def _next_frame(self) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:
+    async def _tell_end(self, connection: Connection) -> None:
+        """Tell a server that knows the word that the input has ended, once both are known."""
+        tells = self._sent_all and not self._told_end and connection.is_ours
+        if tells and not self.session.cancelled:
+            self._told_end = True
+            await connection.end_turn()
+
+    async def _next_frame(self) -> _Sent | None:
+        """The next frame to send; None when there is no further one."""
+        if self._again:
+            return self._again.popleft()
         inbox = self.session.inbox
         while (row := inbox.take()) is None:
             if inbox.finished or self.session.cancelled:
@@ -306,7 +318,10 @@ class Talk:
             self._changed.clear()
             if not len(inbox) and not inbox.ended:
                 await self._wait_for_change()
-        return None if self.session.cancelled else row
+        if self.session.cancelled:
+            return None
+        frame, values = row
+        return _Sent(frame, values[self._options.input_name], int(values[TIMES][0]))
 
     async def _pace(self, due_s: float) -> float:
         """Wait until a frame of a recording would have been said; returns when the next is due."""
@@ -345,7 +360,8 @@ class Talk:
                 try:
                     message = waiting.result()
                 except LostError:
-                    if self._sent_all and connection.closed_well():
+                    heard_all = self._told_end or not self._flight
+                    if self._sent_all and heard_all and connection.closed_well():
                         await self._release(len(self._flight))
                         return
                     raise
@@ -360,6 +376,7 @@ class Talk:
                     await self._say(message.payload.decode("utf-8", errors="replace"))
                 elif message.kind is Kind.METADATA:
                     await self._learn(connection.read_metadata(message.payload))
+                    await self._tell_end(connection)
                 elif message.kind is Kind.ERROR:
                     said = message.payload.decode("utf-8", errors="replace")[:500]
                     self._tell(f"the server says: {said}")
@@ -380,9 +397,7 @@ class Talk:
         """
         silence_s = self._options.server.silence_s
         if self._sent_all and not connection.is_ours:
-            if quiet_s >= (_DRAIN_S if self._flight else _LINGER_S):
-                return True
-            return False
+            return quiet_s >= (_DRAIN_S if self._flight else _LINGER_S)
         if quiet_s >= silence_s and (self._flight or self._sent_all):
             raise LostError(f"the server said nothing for {silence_s:g} s")
         return False
