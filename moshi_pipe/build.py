@@ -12,13 +12,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.assembly import Models, assemble, check_outputs, check_source, plan_run
+from moshi_pipe.assembly import (
+    Assembly,
+    Models,
+    assemble,
+    check_outputs,
+    check_source,
+    plan_run,
+)
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.frame_times import write_frame_times
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
 from moshi_pipe.nodes.apart import ApartSink
 from moshi_pipe.observers import RunObserver
+from moshi_pipe.remote.assembly import RemoteAssembly, assemble_remote
 from moshi_pipe.report import (
     NodeReport,
     RunReport,
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
     from moshi_pipe.graph.schedule import Schedule
     from moshi_pipe.plugins import Plugins
     from moshi_pipe.progress import UI
+    from moshi_pipe.remote.engine import RemoteEngine
 
 _MIN_INTERVAL_MS: Final = 20.0  # with several slots, so that sessions share ticks
 
@@ -93,12 +102,16 @@ class _Run:
         self.ui = ui
         self.plugins = plugins
         self.source = source
-        self.assembly = assemble(
-            config.model,
-            config.graph,
-            config.backend,
-            plugins,
-            before_files=lambda: _refuse_too_large(config),
+        self.assembly: Assembly | RemoteAssembly = (
+            assemble_remote(config)
+            if config.remote is not None
+            else assemble(
+                config.model,
+                config.graph,
+                config.backend,
+                plugins,
+                before_files=lambda: _refuse_too_large(config),
+            )
         )
         self.sink_labels = [sink.label for sink in config.sinks]
         self.live = self.source.live
@@ -123,7 +136,7 @@ class _Run:
         self.tokenizer = self.assembly.tokenizer()
         self.signature = run_signature(config, self.assembly.files())
         self.models = Models()
-        self.engine: Engine | None = None
+        self.engine: Engine | RemoteEngine | None = None
         self.sinks: dict[str, list[Sink]] = {}  # of live sessions that are open
         self.start_s: dict[str, float] = {}
         self.skipped: list[SessionReport] = []
@@ -139,9 +152,10 @@ class _Run:
             self.ui.warn(warning)
         num_sessions = self.source.num_sessions()
         start = time.monotonic()
-        import torch  # noqa: F401  # seconds, on a cold disk
+        if config.remote is None:
+            import torch  # noqa: F401  # seconds, on a cold disk
 
-        self.start_s["libraries"] = time.monotonic() - start
+            self.start_s["libraries"] = time.monotonic() - start
         observer = RunObserver(self.ui, self.plugins, self._session_report, live=self.live)
         engine = self.engine = self._engine(observer)
         failure, interrupted = asyncio.run(self._go(engine, observer, num_sessions))
@@ -155,7 +169,7 @@ class _Run:
         return report
 
     async def _go(
-        self, engine: Engine, observer: RunObserver, num_sessions: int | None
+        self, engine: Engine | RemoteEngine, observer: RunObserver, num_sessions: int | None
     ) -> tuple[MoshiPipeError | None, bool]:
         """Start the engine, run the edge, and see to it that both end.
 
@@ -179,8 +193,9 @@ class _Run:
             with stopped.listening():
                 engine.start()
                 await asyncio.to_thread(engine.ready.wait)
-                self.start_s["models"] = engine.made_ns / NS_PER_SECOND
-                self.start_s["warm-up"] = engine.warm_ns / NS_PER_SECOND
+                if self.config.remote is None:
+                    self.start_s["models"] = engine.made_ns / NS_PER_SECOND
+                    self.start_s["warm-up"] = engine.warm_ns / NS_PER_SECOND
                 if engine.error is not None:
                     raise engine.error
                 if self.live:  # what is there stays: no pause of the collector walks through it
@@ -197,7 +212,30 @@ class _Run:
             await asyncio.to_thread(engine.stop)
         return failure, stopped.cut_short
 
-    def _engine(self, observer: RunObserver) -> Engine:
+    def _engine(self, observer: RunObserver) -> Engine | RemoteEngine:
+        assembly = self.assembly
+        if isinstance(assembly, RemoteAssembly):
+            return self._remote_engine(assembly, observer)
+        return self._local_engine(assembly, observer)
+
+    def _remote_engine(self, assembly: RemoteAssembly, observer: RunObserver) -> RemoteEngine:
+        from moshi_pipe.remote.engine import RemoteEngine
+        from moshi_pipe.remote.talk import TalkOptions
+
+        config, graph = self.config.engine, assembly.graph
+        options = TalkOptions(
+            assembly.server,
+            assembly.query(self.config),
+            graph.input,
+            tuple(name for name, place in graph.outputs.items() if place == graph.input),
+            self.live,
+            config.inbox_frames,
+        )
+        return RemoteEngine(
+            options, assembly.pieces, num_slots=config.slots, on_late=observer.on_late
+        )
+
+    def _local_engine(self, assembly: Assembly, observer: RunObserver) -> Engine:
         import torch
 
         from moshi_pipe.engine.engine import Engine
@@ -211,8 +249,8 @@ class _Run:
 
         def make_nodes() -> Any:
             torch.set_num_threads(config.engine.threads)
-            self.models = self.assembly.open_models(self.schedule, self.ui.loading)
-            return self.assembly.make_nodes(
+            self.models = assembly.open_models(self.schedule, self.ui.loading)
+            return assembly.make_nodes(
                 self.schedule,
                 self.models,
                 guided=guided,
@@ -222,7 +260,7 @@ class _Run:
         return Engine(
             make_nodes,
             self.schedule,
-            input_format=self.assembly.graph.input_format,
+            input_format=assembly.graph.input_format,
             options=self._tick_options(device),
             on_late=observer.on_late,
         )
@@ -335,6 +373,7 @@ class _Run:
             "frame_s": self.assembly.frame_s,
             "settings": asdict(replace(self.settings, seed=result.seed)),
             "rings": result.counters,
+            "remote": dict(result.held),
             "traceback": _traceback(result.failure),
         }
         try:
@@ -364,7 +403,12 @@ class _Run:
     def _session_file(self, session_id: str) -> Path:
         return self.config.output_dir / f"{session_id}.session.json"
 
-    def _chosen(self, engine: Engine) -> str:
+    def _chosen(self, engine: Engine | RemoteEngine) -> str:
+        if self.config.remote is not None:
+            slots = format_count(engine.num_slots, "connection")
+            return (
+                f"{self.config.model.name} at {self.config.remote.url}, {slots}, seed {self.seed}"
+            )
         caps = self.models.caps
         quant = "" if caps.quant is None else f" ({caps.quant})"
         return (
@@ -375,7 +419,7 @@ class _Run:
         )
 
     def _report(
-        self, engine: Engine, sessions: list[SessionReport], interrupted: bool
+        self, engine: Engine | RemoteEngine, sessions: list[SessionReport], interrupted: bool
     ) -> RunReport:
         caps = self.models.caps if self.models.lm or self.models.codec else None
         statistics = engine.statistics
@@ -390,7 +434,7 @@ class _Run:
         return RunReport(
             model=self.config.model.name,
             graph=self.assembly.graph.name,
-            device=caps.device if caps else self.config.backend.device,
+            device=caps.device if caps else self._where(),
             dtype=caps.dtype if caps else self.config.backend.dtype,
             quant=caps.quant if caps else None,
             seed=self.seed,
@@ -411,6 +455,10 @@ class _Run:
             verdict=f"{verdict.cause}: {verdict.text}" if self.live and statistics.ticks else None,
             live=engine.lateness.to_dict() if self.live else {},
         )
+
+    def _where(self) -> str:
+        remote = self.config.remote
+        return self.config.backend.device if remote is None else remote.url
 
 
 class _Interrupt:

@@ -50,7 +50,13 @@ def _plan(words: Sequence[str]) -> int:
     """Predict the memory of a run from its configuration alone."""
     from moshi_pipe.assembly import plan_run
 
-    plan = plan_run(_config(words))
+    config = _config(words)
+    if config.remote is not None:
+        sys.stdout.write(
+            f"{config.model.name} runs at {config.remote.url}: nothing is loaded here\n"
+        )
+        return 0
+    plan = plan_run(config)
     sys.stdout.write(plan_text(plan))
     return BackendError.exit_code if plan.fits is False else 0
 
@@ -63,7 +69,12 @@ def _graph(words: Sequence[str]) -> int:
     from moshi_pipe.graph.draw import draw_svg, draw_text
     from moshi_pipe.plugins import load_plugins
 
-    graph, _, _ = wire(config.model, config.graph, load_plugins())
+    if config.remote is not None:
+        from moshi_pipe.remote.assembly import remote_graph
+
+        graph = remote_graph(config.graph, config.model.name)
+    else:
+        graph, _, _ = wire(config.model, config.graph, load_plugins())
     if not svg:
         sys.stdout.write(draw_text(graph) + "\n")
         return 0
@@ -158,6 +169,29 @@ def _repeat(words: Sequence[str]) -> int:
     written = Path(others[0])
     written = written / "config.yaml" if written.is_dir() else written
     return run_in_terminal(resolve(load_written(written, overrides), plugins.nodes), plugins)
+
+
+def _client(words: Sequence[str]) -> int:
+    """Talk to a server: microphone and speaker, or what the words choose."""
+    overrides, others = split_words(words)
+    if len(others) != 1:
+        raise ConfigError(
+            "client needs the address of one server",
+            got=" ".join(others) or "none",
+            wanted=f"moshi-pipe client {BUILTIN['client'].usage}",
+        )
+    from moshi_pipe.compose import load_run
+    from moshi_pipe.overrides import prepare, quote_literal
+    from moshi_pipe.plugins import load_plugins
+    from moshi_pipe.terminal_run import run_in_terminal
+
+    chosen = ["model=remote", f"model.url={quote_literal(others[0])}"]
+    if not any(word.startswith("source=") for word in overrides):
+        chosen.append("source=mic")
+        if not any(word.startswith("sink=") for word in overrides):
+            chosen.append("sink=speaker")
+    plugins = load_plugins()
+    return run_in_terminal(load_run(prepare([*chosen, *overrides]), plugins.nodes), plugins)
 
 
 def _devices(words: Sequence[str]) -> int:
@@ -263,6 +297,12 @@ BUILTIN: Final = {
             "run again what an earlier run's config.yaml says, into a folder `repeat` beside it",
             _repeat,
             "FILE [key=value ...]",
+        ),
+        Command(
+            "client",
+            "talk to a server of Moshi's protocol, with microphone and speaker or with recordings",
+            _client,
+            "URL [key=value ...]",
         ),
         Command(
             "make-checkpoint",

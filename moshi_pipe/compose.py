@@ -28,6 +28,7 @@ from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.node import FIRST_FRAMES
 from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import ModelOptions, choose_release
+from moshi_pipe.models.remote import RemoteOptions
 from moshi_pipe.overrides import escape_interpolation, is_path_key
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
     missing = [key for key in sorted(OmegaConf.missing_keys(cfg)) if not key.startswith("hydra.")]
     problems += [f"{key} is not set: add {key}=VALUE" for key in missing]
     _check_names(cfg, problems)
-    model = _typed_model(cfg, problems)
+    remote = _typed_remote(cfg, problems) if _is_remote(cfg) else None
+    model = _typed_model(cfg, problems) if remote is None else ModelOptions(remote.name)
     source = _node("source", "source", cfg.source, registry, problems)
     sinks = [
         _node("sink", str(label), node, registry, problems)
@@ -132,7 +134,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
     for name, options in node_options.items():
         graph["nodes"][name]["options"] = options
     return RunConfig(
-        model=choose_release(model, values.backend, values.quant),
+        model=model if remote else choose_release(model, values.backend, values.quant),
         graph=graph,
         source=_present(source),
         sinks=tuple(_present(sink) for sink in sinks),
@@ -160,6 +162,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         first_frame=values.first_frame,
         conditions=values.conditions,
         composed=to_yaml(_with_whole_paths(cfg)),
+        remote=remote,
     )
 
 
@@ -275,6 +278,25 @@ def _typed(cfg: DictConfig) -> RootSchema:
     if not isinstance(made, RootSchema):
         raise ConfigError("the configuration is not a mapping of keys")
     return made
+
+
+def _is_remote(cfg: DictConfig) -> bool:
+    """Whether the model runs elsewhere."""
+    return "url" in [str(key) for key in cfg.model or {}]  # also where it is not set
+
+
+def _typed_remote(cfg: DictConfig, problems: list[str]) -> RemoteOptions:
+    """Where a remote model is; what is wrong is added to ``problems``."""
+    from omegaconf import OmegaConf
+
+    before = len(problems)
+    given = {str(key): cfg.model._get_node(key) for key in cfg.model}
+    made = _typed_options("model", given, RemoteOptions, problems)
+    if made is None or len(problems) > before:
+        return RemoteOptions()
+    if not OmegaConf.is_missing(cfg.model, "url"):
+        problems += made.problems()
+    return cast("RemoteOptions", made)
 
 
 def _typed_model(cfg: DictConfig, problems: list[str]) -> ModelOptions:

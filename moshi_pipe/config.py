@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from moshi_pipe.hooks import BackendOptions, NodeEntry
     from moshi_pipe.models.checkpoint import ModelOptions
+    from moshi_pipe.models.remote import RemoteOptions
 
 NUMERICS: Final = ("fast", "reference")
 LATE: Final = ("drop_oldest", "skip_to_live", "slow_down", "fail")
@@ -174,6 +175,7 @@ class RunConfig:
         first_frame: ``duplicate``, ``reset`` or ``none``; None leaves it to the source.
         conditions: Value per condition of the model.
         composed: The configuration as YAML, to be written beside the results.
+        remote: Where the model is, if it does not run here; ``model`` is then only its name.
     """
 
     model: ModelOptions
@@ -192,3 +194,4 @@ class RunConfig:
     first_frame: str | None
     conditions: Mapping[str, str]
     composed: str
+    remote: RemoteOptions | None = None

@@ -7,7 +7,7 @@ through sessions' rings.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from moshi_pipe.engine.clock import Clock, SystemClock
 from moshi_pipe.engine.exchange import (
@@ -23,8 +23,26 @@ from moshi_pipe.registry import plugin_failed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moshi_pipe.engine.engine import Engine
+    from moshi_pipe.engine.session import Session
     from moshi_pipe.graph.node import SessionInput, Source
+
+
+class Holder(Protocol):
+    """What holds sessions: an engine, or the connections to a server.
+
+    Attributes:
+        num_slots: Sessions that it holds at once.
+        error: Why it ended; None while it runs and when nothing failed.
+    """
+
+    num_slots: int
+    error: MoshiPipeError | None
+
+    def submit(self, session: Session) -> None:
+        """Let a session wait for a slot."""
+
+    def no_more(self) -> None:
+        """Say that no session will be submitted any more."""
 
 
 class Edge:
@@ -40,7 +58,7 @@ class Edge:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Holder,
         options: ExchangeOptions,
         *,
         plan: Callable[[SessionInput], SessionPlan | None],

@@ -67,6 +67,7 @@ class SessionResult:
         source: What the source reports.
         sinks: What each sink reports, in the plan's order; empty for one that failed.
         counters: Of its rings.
+        held: What is reported of how a server held it; empty for models that run here.
     """
 
     id: str
@@ -82,6 +83,7 @@ class SessionResult:
     source: Mapping[str, Any] = field(default_factory=dict)
     sinks: list[Mapping[str, Any]] = field(default_factory=list)
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
+    held: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +324,8 @@ class Exchange:
             audio_s=session.next_frame * plan.info.frame_s - self._padding_s,
             complete=session.failure is None and not session.cancelled,
             failure=session.failure,
-            warnings=list(self._item.warnings),
+            warnings=[*self._item.warnings, *session.warnings],
+            held=session.report,
             source=self._item.report(),
             counters={"inbox": _counts(session.inbox), "outbox": _counts(session.outbox)},
         )

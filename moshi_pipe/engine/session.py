@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -52,6 +52,8 @@ class Session:
         admitted_ns: Reading of the engine's clock when it got its slot.
         failure: Why it ended early; None when it did not.
         cancelled: Whether somebody asked for its end.
+        warnings: What a user should know of how it was held.
+        report: What is reported of how it was held; empty for models that run here.
     """
 
     id: str
@@ -66,6 +68,8 @@ class Session:
     admitted_ns: int | None = None
     failure: MoshiPipeError | None = None
     cancelled: bool = False
+    warnings: list[str] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
 
     def cancel(self, reason: MoshiPipeError | None = None) -> None:
         """Ask the engine to end this session before its next frame. Safe from any thread."""

@@ -153,7 +153,10 @@ class SessionInfo:
 
 
 class TextTokenizer(Protocol):
-    """The part of a SentencePiece tokenizer that sinks use."""
+    """The part of a SentencePiece tokenizer that sinks use.
+
+    Numbers below zero stand for pieces of a remote model, whose ids are not known.
+    """
 
     padding_id: int
     word_start_id: int
