@@ -215,8 +215,8 @@ class Listener:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._config = uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            http=HttpProtocol,  # type: ignore[arg-type]
+            app,
+            http=HttpProtocol,
             ws=WebsocketProtocol,
             lifespan="off",
             interface="asgi3",
@@ -250,13 +250,12 @@ class Listener:
         """Accept from bound sockets, which it owns from now on."""
         loop = asyncio.get_running_loop()
         for one in listening:
-            timeouts = {} if self._tls is None else {"ssl_handshake_timeout": HTTP_S}
             server = await loop.create_server(
                 lambda: HttpProtocol(self._config, self._state, self._sockets),
                 sock=one,
                 ssl=self._tls,
                 backlog=128,
-                **timeouts,
+                ssl_handshake_timeout=None if self._tls is None else HTTP_S,
             )
             self._servers.append(server)
 

@@ -179,6 +179,7 @@ def _make(names: Iterable[str]) -> tuple[bytes, bytes, str]:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
     except ImportError as error:
         raise BackendError(
             "server.self_signed=true needs a package that is not installed",
@@ -186,7 +187,7 @@ def _make(names: Iterable[str]) -> tuple[bytes, bytes, str]:
             fix="pip install 'moshi-pipe[server]'",
         ) from error
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "moshi-pipe")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "moshi-pipe")])
     now = datetime.datetime.now(datetime.timezone.utc)
     cert = (
         x509.CertificateBuilder()
@@ -198,9 +199,7 @@ def _make(names: Iterable[str]) -> tuple[bytes, bytes, str]:
         .not_valid_after(now + datetime.timedelta(days=_DAYS))
         .add_extension(x509.SubjectAlternativeName(_alternatives(names)), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
-        )
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
     )
     key_pem = key.private_bytes(
