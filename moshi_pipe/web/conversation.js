@@ -222,6 +222,7 @@ export class Conversation {
   /** @param {number} buffered_ms It saws up and down by a frame: what counts is its middle. */
   #measure(buffered_ms) {
     const { playback } = this.delay;
+    if (Number.isNaN(playback) && !buffered_ms) return; // nothing came yet
     this.delay.playback = Number.isNaN(playback)
       ? buffered_ms
       : playback + 0.05 * (buffered_ms - playback);

@@ -87,10 +87,10 @@ export class OpusEncoder {
  */
 function headOf(metadata) {
   const description = metadata?.decoderConfig?.description;
-  if (description instanceof ArrayBuffer) return new Uint8Array(description);
-  if (description) {
+  if (description && ArrayBuffer.isView(description)) {
     return new Uint8Array(description.buffer, description.byteOffset, description.byteLength);
   }
+  if (description) return new Uint8Array(description);
   const head = new Uint8Array(19); // Source: RFC 7845, section 5.1
   head.set(new TextEncoder().encode("OpusHead"));
   head.set([1, 1, 0x38, 0x01], 8); // version, channels, 312 samples of pre-skip

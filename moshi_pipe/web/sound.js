@@ -13,7 +13,7 @@
 /** Why the microphone cannot be had; null if nothing is known to be in the way. */
 export function obstacle() {
   if (!isSecureContext) return "insecure";
-  const here = navigator.mediaDevices?.getUserMedia && globalThis.AudioWorkletNode;
+  const here = "mediaDevices" in navigator && "AudioWorkletNode" in globalThis;
   return here ? null : "unsupported";
 }
 

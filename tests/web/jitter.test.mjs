@@ -1,0 +1,79 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { JitterBuffer } from "./jitter.js";
+
+const RATE = 24000;
+const FRAME = 1920;
+const PIECE = 240;
+const frame = (value = 0.5) => new Float32Array(FRAME).fill(value);
+
+/** Time goes on in pieces of 10 ms; `arrives(t)` says how many frames come in this one. */
+function play(buffer, seconds, arrives) {
+  const heard = [];
+  for (let t = 0; t < seconds * 100; t++) {
+    for (let i = arrives(t); i > 0; i--) buffer.push(frame());
+    const piece = new Float32Array(PIECE);
+    buffer.pull(piece);
+    heard.push(...piece);
+  }
+  return heard;
+}
+
+test("it waits for what it wants to hold, then plays without a gap", () => {
+  const buffer = new JitterBuffer(RATE);
+  const heard = play(buffer, 4, (t) => (t % 8 === 0 ? 1 : 0));
+  const first = heard.findIndex((x) => x !== 0);
+  assert.equal(first, 8 * PIECE); // with the second frame
+  assert.ok(heard.slice(first).every((x) => x > 0));
+  assert.equal(buffer.underruns, 0);
+});
+
+test("it begins and ends softly", () => {
+  const heard = play(new JitterBuffer(RATE), 1, (t) => (t < 2 ? 1 : 0));
+  const steps = heard.slice(1).map((x, i) => Math.abs(x - heard[i]));
+  assert.ok(Math.max(...steps) < 0.01);
+});
+
+test("an underrun is counted, and makes it hold more", () => {
+  const buffer = new JitterBuffer(RATE);
+  const before = buffer.start_s;
+  play(buffer, 1, (t) => (t % 8 === 0 && !(t > 30 && t < 60) ? 1 : 0));
+  assert.equal(buffer.underruns, 1);
+  assert.ok(buffer.start_s > before);
+});
+
+test("silence is no underrun where no audio is expected, or none ever came", () => {
+  const buffer = new JitterBuffer(RATE);
+  play(buffer, 1, () => 0);
+  buffer.expecting = false;
+  play(buffer, 1, (t) => (t < 2 ? 1 : 0));
+  assert.equal(buffer.underruns, 0);
+});
+
+test("it holds no more than half a second, however bad it gets", () => {
+  const buffer = new JitterBuffer(RATE);
+  play(buffer, 60, (t) => (t % 100 === 0 ? 7 : 0));
+  assert.ok(buffer.underruns > 12);
+  assert.ok(buffer.start_s <= 0.5);
+});
+
+test("what was never needed shrinks away slowly", () => {
+  const buffer = new JitterBuffer(RATE);
+  const steady = (t) => (t % 8 === 0 ? 1 : 0);
+  play(buffer, 0.5, (t) => (t === 0 ? 5 : 0)); // 400 ms, which are played
+  play(buffer, 1, (t) => (t === 0 ? 5 : steady(t))); // 320 ms too much
+  const before = buffer.level;
+  play(buffer, 30, steady);
+  assert.ok(before - buffer.level > 0.08 * RATE, `${before} to ${buffer.level}`);
+  assert.equal(buffer.dropped, 0);
+  assert.ok(buffer.underruns <= 1);
+});
+
+test("a backlog is skipped, and counted", () => {
+  const buffer = new JitterBuffer(RATE);
+  for (let i = 0; i < 20; i++) buffer.push(frame());
+  assert.ok(buffer.level < RATE);
+  assert.ok(buffer.level + buffer.dropped <= 20 * FRAME);
+  assert.ok(buffer.dropped > 0);
+});
