@@ -272,6 +272,8 @@ class Talk:
         receiver = asyncio.ensure_future(self._receive(connection))
         try:
             await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_EXCEPTION)
+            if not receiver.done():  # it has yet to read what came before the connection broke
+                await asyncio.wait({receiver}, timeout=_DRAIN_S)
             for task in (receiver, sender):  # the receiver hears why a connection ended
                 if task.done():
                     task.result()
