@@ -42,6 +42,7 @@ class SpeakerSink(Sink):
 
     takes = ("audio",)
     realtime = True
+    keeps = False
 
     def __init__(
         self,
