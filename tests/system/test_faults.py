@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +26,12 @@ from websockets.sync.client import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 FAST = Pace(speed=None)
-PCM = babble(24 * FRAME, seed=3)
+PCM = babble(24 * 0.08, seed=3)
 WAIT_S = 30
 TALKER = """
 import sys
