@@ -21,8 +21,11 @@ SPEECH = ROOT / "examples" / "question.wav"
 DESKTOP = (1240, 780)
 PHONE = (390, 844)
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
-"""The browser; empty if there is none."""
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    next(map(str, Path.home().glob(".cache/ms-playwright/chromium-*/chrome-linux*/chrome")), ""),
+)
+"""The browser: the system's, or else that of ``playwright install``; empty if there is none."""
 
 ARGUMENTS = [
     "--no-sandbox",

@@ -70,7 +70,7 @@ def words(page: Page, text: str) -> None:
 
 def notice(page: Page) -> str:
     page.wait_for_selector("#notice:not([hidden])")
-    return page.locator("#notice").inner_text()
+    return str(page.locator("#notice").inner_text())
 
 
 def until(page: Page, happened: Callable[[], bool]) -> None:
@@ -85,7 +85,7 @@ def until(page: Page, happened: Callable[[], bool]) -> None:
 def saved(page: Page, button: str, folder: Path) -> Path:
     with page.expect_download() as waiting:
         page.click(button)
-    path = folder / waiting.value.suggested_filename
+    path = folder / str(waiting.value.suggested_filename)
     waiting.value.save_as(path)
     return path
 
