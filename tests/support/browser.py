@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright
 
@@ -133,6 +133,46 @@ def _complaints(page: Page) -> list[str]:
     page.on("console", take)
     page.on("pageerror", lambda error: said.append(f"uncaught: {error}"))
     return said
+
+
+def phase(page: Page, name: str) -> None:
+    """Wait until the conversation is in a phase."""
+    page.wait_for_selector(f"body[data-phase={name}]", state="attached")
+
+
+def talk(page: Page) -> None:
+    """Press the button, and wait until the server listens."""
+    page.click("#talk")
+    phase(page, "live")
+
+
+def words(page: Page, text: str) -> None:
+    """Wait until Moshi has said it."""
+    page.locator("#log", has_text=text).wait_for()
+
+
+def notice(page: Page) -> str:
+    """What it says is in the way; waits for it."""
+    page.wait_for_selector("#notice:not([hidden])")
+    return str(page.locator("#notice").inner_text())
+
+
+def until(page: Page, happened: Callable[[], bool]) -> None:
+    """Wait for what is not on the page; it goes on meanwhile."""
+    for _ in range(500):
+        if happened():
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError("it did not happen within 10 s")
+
+
+def saved(page: Page, button: str, folder: Path) -> Path:
+    """Press a button that saves, and keep what it gives."""
+    with page.expect_download() as waiting:
+        page.click(button)
+    path = folder / str(waiting.value.suggested_filename)
+    waiting.value.save_as(path)
+    return path
 
 
 AXE = """axe => axe.run({resultTypes: ["violations"]}).then(found => found.violations

@@ -12,17 +12,23 @@ from support.browser import (
     DESKTOP,
     PHONE,
     accessibility_faults,
+    notice,
     npm_file,
     open_browser,
     open_page,
+    phase,
+    saved,
+    talk,
+    until,
     why_none,
+    words,
 )
 from support.mock_server import MockServer
 
 from moshi_pipe.server.messages import Close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import Literal
 
@@ -51,43 +57,6 @@ def server() -> Iterator[MockServer]:
 def page(browser: Browser, server: MockServer) -> Iterator[Page]:
     with open_page(browser, server.url) as opened:
         yield opened
-
-
-def phase(page: Page, name: str) -> None:
-    """Wait until the conversation is in a phase."""
-    page.wait_for_selector(f"body[data-phase={name}]", state="attached")
-
-
-def talk(page: Page) -> None:
-    page.click("#talk")
-    phase(page, "live")
-
-
-def words(page: Page, text: str) -> None:
-    """Wait until Moshi has said it."""
-    page.locator("#log", has_text=text).wait_for()
-
-
-def notice(page: Page) -> str:
-    page.wait_for_selector("#notice:not([hidden])")
-    return str(page.locator("#notice").inner_text())
-
-
-def until(page: Page, happened: Callable[[], bool]) -> None:
-    """Wait for what is not on the page; it goes on meanwhile."""
-    for _ in range(500):
-        if happened():
-            return
-        page.wait_for_timeout(20)
-    raise AssertionError("it did not happen within 10 s")
-
-
-def saved(page: Page, button: str, folder: Path) -> Path:
-    with page.expect_download() as waiting:
-        page.click(button)
-    path = folder / str(waiting.value.suggested_filename)
-    waiting.value.save_as(path)
-    return path
 
 
 def lag_s(late: npt.NDArray[np.float32], early: npt.NDArray[np.float32]) -> tuple[float, float]:
