@@ -8,13 +8,14 @@ const GROW_S = 0.04;
 const SHRINK_S = 0.01;
 const WINDOW_S = 5;
 const SPARE_S = 0.05; // never touched for a whole window: more than is needed
-const CUT_S = 0.02;
+const CUT_S = 0.02; // at least, of what is more
+const CUT = 1 / 3;
 const FADE_S = 0.005;
 const BACKLOG_S = 0.6; // more than this beyond the start is not worth hearing late
 
 /**
  * Plays once `start_s` are there. An underrun makes it wait for more the next time; what is never
- * needed is cut out again, 20 ms in five seconds, in a crossfade.
+ * needed is cut out again, a third of it in five seconds, in a crossfade.
  */
 export class JitterBuffer {
   #rate;
@@ -115,7 +116,8 @@ export class JitterBuffer {
     if (this.#window < WINDOW_S * this.#rate) return;
     if (this.#low > SPARE_S * this.#rate) {
       this.start_s = Math.max(LEAST_S, this.start_s - SHRINK_S);
-      this.#cut(Math.round(Math.min(CUT_S * this.#rate, this.#low - (SPARE_S / 2) * this.#rate)));
+      const excess = this.#low - (SPARE_S / 2) * this.#rate;
+      this.#cut(Math.round(Math.min(excess, Math.max(CUT_S * this.#rate, excess * CUT))));
     }
     this.#low = Infinity;
     this.#window = 0;

@@ -73,14 +73,14 @@ test("it holds no more than half a second, however bad it gets", () => {
   assert.ok(buffer.start_s <= 0.5);
 });
 
-test("what was never needed shrinks away slowly", () => {
+test("what was never needed shrinks away in seconds", () => {
   const buffer = new JitterBuffer(RATE);
   const steady = (t) => (t % 8 === 0 ? 1 : 0);
   play(buffer, 0.5, (t) => (t === 0 ? 5 : 0)); // 400 ms, which are played
   play(buffer, 1, (t) => (t === 0 ? 5 : steady(t))); // 320 ms too much
   const before = buffer.level;
-  play(buffer, 30, steady);
-  assert.ok(before - buffer.level > 0.08 * RATE, `${before} to ${buffer.level}`);
+  play(buffer, 25, steady);
+  assert.ok(before - buffer.level > 0.2 * RATE, `${before} to ${buffer.level}`);
   assert.equal(buffer.dropped, 0);
   assert.ok(buffer.underruns <= 1);
 });
