@@ -73,7 +73,7 @@ class Server:
 
     def __enter__(self) -> Server:
         if not self._ready.wait(_START_S) or not self.url:
-            self.process.kill()
+            self.stop()
             raise RuntimeError("the server did not start:\n" + "".join(self.lines))
         return self
 
@@ -91,6 +91,8 @@ class Server:
             raise
         finally:
             self._reader.join(5)
+            if self.process.stderr is not None:
+                self.process.stderr.close()
 
     def pids(self) -> list[int]:
         """The engine's process, then its edges."""
