@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from moshi_pipe.engine.capacity import Capacity
 from moshi_pipe.engine.clock import Clock, SystemClock
 from moshi_pipe.engine.lateness import Lateness, TickTimes
 from moshi_pipe.engine.parking import Parking
 from moshi_pipe.engine.scheduled_nodes import ScheduledNodes
 from moshi_pipe.engine.session import TIMES, Session, SessionState
-from moshi_pipe.engine.slots import SlotTable, padded_slots
+from moshi_pipe.engine.slots import SlotTable, padded_slots, tick_sizes
 from moshi_pipe.engine.statistics import EngineStatistics, Histogram
 from moshi_pipe.errors import BackendError, MoshiPipeError, SessionError
 from moshi_pipe.graph.format import Audio, Codes, Format
-from moshi_pipe.graph.node import BatchedNode, Tick
+from moshi_pipe.graph.node import BatchedNode, SessionSettings, Tick
 from moshi_pipe.units import NS_PER_MS
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class TickOptions:
         min_interval_ns: Live: shortest time between two starts of ticks.
         frame_ns: Duration of a frame.
         budget_ns: Live: from a frame's delivery to its deadline.
+        admit_ns: Longest that a tick may take for one more session to be let in; None lets in as
+            many as there are slots.
         device: Where the graph's inputs go.
     """
 
@@ -60,6 +63,7 @@ class TickOptions:
     min_interval_ns: int = 0
     frame_ns: int = 80 * NS_PER_MS
     budget_ns: int = 80 * NS_PER_MS
+    admit_ns: int | None = None
     device: str = "cpu"
 
 
@@ -72,6 +76,7 @@ class Engine:
         schedule: Order of firing and wiring.
         input_format: Format of the graph's input.
         options: How ticks are formed.
+        settings: Of the sessions that ticks are measured with, where ``options`` asks for it.
         clock: Source of time.
         on_late: Live: called with session, frame and ns after its deadline, for each late frame, on
             the engine's thread.
@@ -95,6 +100,7 @@ class Engine:
         *,
         input_format: Format,
         options: TickOptions,
+        settings: SessionSettings | None = None,
         clock: Clock | None = None,
         on_late: Callable[[str, int, int], None] | None = None,
         on_failure: Callable[[MoshiPipeError], None] | None = None,
@@ -114,6 +120,8 @@ class Engine:
         self._nodes = ScheduledNodes(schedule, device=options.device, clock=self._clock)
         self._parking = Parking()
         self._can_park = False
+        self._settings = settings or SessionSettings()
+        self._capacity: Capacity | None = None
         self._input = _input_buffer(input_format, self.num_slots)
         self._delivered = np.zeros(1, dtype=np.int64)
         self._slots: SlotTable[Session] = SlotTable(self.num_slots)
@@ -155,8 +163,8 @@ class Engine:
 
     @property
     def usable_slots(self) -> int:
-        """Sessions at once that it keeps up with."""
-        return self.num_slots
+        """Sessions at once that it keeps up with, as far as that was asked for; at least 1."""
+        return self.num_slots if self._capacity is None else self._capacity.sessions
 
     @property
     def can_park(self) -> bool:
@@ -199,13 +207,36 @@ class Engine:
     # ---- the engine's thread
 
     def open(self) -> None:
-        """Make, open and warm up the nodes of the schedule."""
+        """Make, open and warm up the nodes of the schedule, and measure full ticks if asked to."""
         began_ns = self._clock.now_ns()
         nodes = self._make_nodes()
         self.made_ns = self._clock.now_ns() - began_ns
         self._nodes.open(nodes, self.num_slots)
         self._can_park = self._nodes.can_snapshot
+        limit_ns = self._options.admit_ns
+        if limit_ns is not None and self.num_slots > 1 and not self._options.all_rows:
+            self._capacity = self._measured(limit_ns)
         self.warm_ns = self._clock.now_ns() - began_ns - self.made_ns
+
+    def _measured(self, limit_ns: int) -> Capacity:
+        """Measure ticks of sessions that hear silence; the slots are free again then."""
+        capacity = Capacity(tick_sizes(self.num_slots), limit_ns)
+        joined: list[int] = []
+
+        def tick(n: int) -> int:
+            for slot in range(len(joined), n):
+                self._nodes.join(slot, self._settings)
+                joined.append(slot)
+            everyone = np.ones(n, dtype=bool)
+            full = Tick(n=n, active=everyone, end_codes=np.zeros(n, dtype=bool))
+            began_ns = self._clock.now_ns()
+            self._nodes.step(full, self._input[:n], everyone.copy())
+            return self._clock.now_ns() - began_ns
+
+        capacity.measure(tick)
+        for slot in joined:
+            self._nodes.leave(slot)
+        return capacity
 
     def close(self) -> None:
         """Close the nodes."""
@@ -383,6 +414,8 @@ class Engine:
         statistics.rows += n
         statistics.frames += len(times.frames)
         statistics.tick.add(times.end_ns - times.start_ns)
+        if self._capacity is not None:
+            self._capacity.add(n, times.end_ns - times.start_ns)
         for name, (begin_ns, end_ns) in zip(self._schedule.order, times.nodes, strict=True):
             statistics.nodes[name].add(end_ns - begin_ns)
         if self._options.live:
