@@ -72,6 +72,8 @@ class Engine:
         clock: Source of time.
         on_late: Live: called with session, frame and ns after its deadline, for each late frame, on
             the engine's thread.
+        on_failure: Called with the error that ends it, on the engine's thread, before the sessions
+            are ended with it.
 
     Attributes:
         num_slots: Sessions that it holds at once.
@@ -92,6 +94,7 @@ class Engine:
         options: TickOptions,
         clock: Clock | None = None,
         on_late: Callable[[str, int, int], None] | None = None,
+        on_failure: Callable[[MoshiPipeError], None] | None = None,
     ) -> None:
         self.num_slots = padded_slots(options.num_slots)
         self.statistics = EngineStatistics(nodes={name: Histogram() for name in schedule.order})
@@ -100,6 +103,7 @@ class Engine:
         self.ready = threading.Event()
         self.made_ns = self.warm_ns = 0
         self._on_late = on_late
+        self._on_failure = on_failure
         self._make_nodes = nodes
         self._nodes: Mapping[str, BatchedNode] = {}
         self._schedule = schedule
@@ -143,6 +147,24 @@ class Engine:
         """Say that no session will be submitted any more: a tick need not wait for one."""
         self._no_more = True
         self.notify()
+
+    @property
+    def usable_slots(self) -> int:
+        """Sessions at once that it keeps up with."""
+        return self.num_slots
+
+    @property
+    def can_park(self) -> bool:
+        """Whether every node can keep a session's state."""
+        return False
+
+    def park(self, session: Session, done: Callable[[int | MoshiPipeError], None]) -> None:
+        """Refuse: no node can keep a session's state."""
+        done(SessionError(f"session {session.id} cannot leave its slot"))
+
+    def unpark(self, session: Session, done: Callable[[int | MoshiPipeError], None]) -> None:
+        """Refuse: none was parked."""
+        done(SessionError(f"session {session.id} is not parked"))
 
     def stop(self) -> None:
         """End every session as cancelled, close the nodes and end the thread."""
@@ -200,6 +222,8 @@ class Engine:
                 self._wait(version)
         except Exception as error:  # whatever breaks a tick ends the engine, not the process
             self.error = _as_backend_error(error)
+            if self._on_failure is not None and self.ready.is_set():
+                self._on_failure(self.error)
         finally:
             self._end_all()
             self.ready.set()
@@ -270,6 +294,7 @@ class Engine:
             if slot in broken:
                 self._end_broken(slot, session, broken[slot])
         self._count(times, n)
+        self.statistics.overhead.add(self._clock.now_ns() - start_ns - times.model_ns)
 
     def _fill(
         self, active: list[tuple[int, Session]], n: int, now_ns: int

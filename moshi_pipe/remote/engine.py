@@ -117,6 +117,24 @@ class RemoteEngine:
         self._no_more = True
         self.notify()
 
+    @property
+    def usable_slots(self) -> int:
+        """All: whether a server keeps up is its own to say."""
+        return self.num_slots
+
+    @property
+    def can_park(self) -> bool:
+        """No: a server keeps the state of its conversations."""
+        return False
+
+    def park(self, session: Session, done: Callable[[int | MoshiPipeError], None]) -> None:
+        """Refuse."""
+        done(SessionError(f"session {session.id} cannot leave its connection"))
+
+    def unpark(self, session: Session, done: Callable[[int | MoshiPipeError], None]) -> None:
+        """Refuse."""
+        done(SessionError(f"session {session.id} is not parked"))
+
     def stop(self) -> None:
         """End every session as cancelled, and the thread."""
         self._stopping = True

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from moshi_pipe.errors import MoshiPipeError
     from moshi_pipe.graph.host import Host
     from moshi_pipe.server.guest import Guest
     from moshi_pipe.server.options import WebsocketOptions
@@ -104,8 +105,9 @@ class WebsocketSource(Source):
         for edge in self._edges:
             self._say_ready(edge)
 
-    def engine_lost(self, why: str) -> None:
+    def engine_lost(self, error: MoshiPipeError) -> None:
         """The engine is gone: conversations are closed, the others wait for another."""
+        why = error.what if error.got is None else f"{error.what} ({error.got})"
         self._host = self._metrics.host = None
         self._why = f"engine failed: {why}"
         for edge in self._edges:

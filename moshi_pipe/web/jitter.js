@@ -8,13 +8,14 @@ const GROW_S = 0.04;
 const SHRINK_S = 0.01;
 const WINDOW_S = 5;
 const SPARE_S = 0.05; // never touched for a whole window: more than is needed
-const CUT_S = 0.02;
+const CUT_S = 0.02; // at least, of what is more
+const CUT = 1 / 3;
 const FADE_S = 0.005;
 const BACKLOG_S = 0.6; // more than this beyond the start is not worth hearing late
 
 /**
  * Plays once `start_s` are there. An underrun makes it wait for more the next time; what is never
- * needed is cut out again, 20 ms in five seconds, in a crossfade.
+ * needed is cut out again, a third of it in five seconds, in a crossfade.
  */
 export class JitterBuffer {
   #rate;
@@ -23,6 +24,7 @@ export class JitterBuffer {
   #written = 0;
   #playing = false;
   #fadeIn = false;
+  #tail = new Float32Array(0); // dies away after what broke off
   #low = Infinity;
   #window = 0;
   /** Seconds to hold before playing. */
@@ -57,8 +59,8 @@ export class JitterBuffer {
 
   /** Forget what waits. */
   clear() {
+    if (this.#playing) this.#breakOff();
     this.#read = this.#written;
-    this.#playing = false;
   }
 
   /**
@@ -76,20 +78,35 @@ export class JitterBuffer {
     for (let i = 0; i < count; i++) out[i] = this.#ring[(this.#read + i) % this.#ring.length];
     this.#read += count;
     out.fill(0, count);
-    if (!this.#playing) return;
-    if (this.#fadeIn) ramp(out.subarray(0, count), false);
+    if (this.#fadeIn) fadeIn(out);
     this.#fadeIn = false;
-    if (count < out.length) this.#underrun(out.subarray(0, count));
-    else this.#watch(count);
+    if (this.#playing && count < out.length) this.#underrun();
+    else if (this.#playing) this.#watch(count);
+    this.#dieAway(out.subarray(this.#playing ? 0 : count));
   }
 
-  /** @param {Float32Array} last What was left. */
-  #underrun(last) {
-    ramp(last, true);
-    this.#playing = false;
+  #underrun() {
+    this.#breakOff();
     if (!this.expecting) return;
     this.underruns++;
     this.start_s = Math.min(MOST_S, this.start_s + GROW_S);
+  }
+
+  /** No more of this is played: its last milliseconds go on backwards and die away, unclicked. */
+  #breakOff() {
+    const size = this.#ring.length;
+    const length = Math.min(Math.round(FADE_S * this.#rate), this.#read);
+    this.#playing = false;
+    this.#tail = Float32Array.from({ length }, (_, i) => {
+      return (this.#ring[(this.#read - 1 - i) % size] * (length - i)) / (length + 1);
+    });
+  }
+
+  /** @param {Float32Array} out To which what is left of the tail is added. */
+  #dieAway(out) {
+    const now = this.#tail.subarray(0, out.length);
+    now.forEach((x, i) => (out[i] += x));
+    this.#tail = this.#tail.subarray(now.length);
   }
 
   /** @param {number} count Samples that were played. */
@@ -99,7 +116,8 @@ export class JitterBuffer {
     if (this.#window < WINDOW_S * this.#rate) return;
     if (this.#low > SPARE_S * this.#rate) {
       this.start_s = Math.max(LEAST_S, this.start_s - SHRINK_S);
-      this.#cut(Math.round(Math.min(CUT_S * this.#rate, this.#low - (SPARE_S / 2) * this.#rate)));
+      const excess = this.#low - (SPARE_S / 2) * this.#rate;
+      this.#cut(Math.round(Math.min(excess, Math.max(CUT_S * this.#rate, excess * CUT))));
     }
     this.#low = Infinity;
     this.#window = 0;
@@ -122,12 +140,9 @@ export class JitterBuffer {
   }
 }
 
-/**
- * @param {Float32Array} samples
- * @param {boolean} down
- */
-function ramp(samples, down) {
+/** @param {Float32Array} samples */
+function fadeIn(samples) {
   samples.forEach((x, i) => {
-    samples[i] = (x * (down ? samples.length - i : i + 1)) / (samples.length + 1);
+    samples[i] = (x * (i + 1)) / (samples.length + 1);
   });
 }
