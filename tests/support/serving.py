@@ -106,12 +106,13 @@ class Server:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            found = _URL.search(line)
-            if found and not self.url:
-                self.url = found[0]
-                self._ready.set()
+        with self.process.stderr as written:
+            for line in written:
+                self.lines.append(line)
+                found = _URL.search(line)
+                if found and not self.url:
+                    self.url = found[0]
+                    self._ready.set()
         self._ready.set()
 
 
