@@ -80,6 +80,8 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         if self.process.poll() is None:
             self.stop()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
     def stop(self) -> int:
         """Stop it as a service manager does; returns the exit code."""
