@@ -368,6 +368,8 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
         "engine.max_lag_ms": (cfg.engine.max_lag_ms, 1),
         "engine.budget_ms": (cfg.engine.budget_ms, 1),
         "engine.min_interval_ms": (cfg.engine.min_interval_ms, 0),
+        "engine.admit_ms": (cfg.engine.admit_ms, 1),
+        "engine.restarts": (cfg.engine.restarts, 0),
         "sampling.temperature": (cfg.sampling.temperature, 0),
         "sampling.text_temperature": (cfg.sampling.text_temperature, 0),
         "sampling.top_k": (cfg.sampling.top_k, 0),

@@ -36,9 +36,12 @@ class SessionPlan:
         info: What sinks may know.
         settings: How it runs.
         sinks: Fresh sinks of this session.
+        labels: Names of the sinks in reports.
         lead_s: Silence before its audio, in seconds.
         tail_s: Silence after it.
         source_plugin: Plugin that gave its input; None for the package's own.
+        record: Whether anything of it may be kept.
+        failure: Why it cannot run: it ends as soon as it begins.
     """
 
     info: SessionInfo
@@ -47,6 +50,9 @@ class SessionPlan:
     lead_s: float = 0.0
     tail_s: float = 0.0
     source_plugin: str | None = None
+    labels: Sequence[str] = ()
+    record: bool = True
+    failure: MoshiPipeError | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +74,9 @@ class SessionResult:
         sinks: What each sink reports, in the plan's order; empty for one that failed.
         counters: Of its rings.
         held: What is reported of how a server held it; empty for models that run here.
+        labels: Names of the sinks, in the same order.
+        settings: How it ran; None when that is not known.
+        record: Whether anything of it may be kept.
     """
 
     id: str
@@ -84,6 +93,9 @@ class SessionResult:
     sinks: list[Mapping[str, Any]] = field(default_factory=list)
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
     held: Mapping[str, Any] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+    settings: SessionSettings | None = None
+    record: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +206,9 @@ class Exchange:
             submitted: Called when it does.
         """
         session = self.session
+        if self._plan.failure is not None:
+            session.failure = self._plan.failure
+            return await self._finish()
         try:
             for sink in self._plan.sinks:
                 self._at = sink
@@ -326,6 +341,9 @@ class Exchange:
             failure=session.failure,
             warnings=[*self._item.warnings, *session.warnings],
             held=session.report,
+            labels=plan.labels,
+            settings=plan.settings,
+            record=plan.record,
             source=self._item.report(),
             counters={"inbox": _counts(session.inbox), "outbox": _counts(session.outbox)},
         )

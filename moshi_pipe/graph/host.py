@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from moshi_pipe.errors import MoshiPipeError
     from moshi_pipe.graph.node import SessionSettings, TextTokenizer
 
 
@@ -77,10 +76,12 @@ class Host(Protocol):
     def can_park(self) -> bool:
         """Whether every node of the graph can keep a session's state."""
 
+    @property
     def usable_slots(self) -> int:
         """Sessions at once for which a tick stays short enough; 1 to ``facts.slots``.
 
-        It changes as the machine does.
+        It changes as ticks do. All slots, where that was not asked for, where frames wait instead
+        (``late=slow_down``), and where every tick runs all rows (``numerics=reference``).
         """
 
     async def park(self, session_id: str) -> int:
@@ -104,10 +105,7 @@ class Host(Protocol):
         """What the engine did so far, as plain numbers.
 
         ``ticks``, ``rows``, ``frames`` and ``sessions`` are counts; ``tick``, ``overhead`` (of a
-        tick, outside of nodes) and each of ``nodes`` tell ``count``, ``mean_ms``, ``p50_ms``,
-        ``p99_ms`` and ``max_ms``; ``late`` counts frames after their deadline, ``verdict`` says
-        why.
+        tick, outside of nodes) and each of ``nodes`` tell ``count``, ``total_ms``, ``mean_ms``,
+        ``p50_ms``, ``p90_ms``, ``p99_ms`` and ``max_ms``; ``late`` counts frames after their
+        deadline.
         """
-
-    def failed(self) -> MoshiPipeError | None:
-        """Why the engine ended; None while it runs."""

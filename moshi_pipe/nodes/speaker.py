@@ -43,6 +43,7 @@ class SpeakerSink(Sink):
     takes = ("audio",)
     realtime = True
     keeps = False
+    keeps = False
 
     def __init__(
         self,

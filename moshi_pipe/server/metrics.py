@@ -9,7 +9,7 @@ from moshi_pipe.server.counts import BUCKETS_S, Durations
 from moshi_pipe.server.info import slot_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from moshi_pipe.graph.host import Host
     from moshi_pipe.server.counts import ServerCounts
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _EDGE_COUNTS = {
     "bad_messages": ("kind", "Messages of clients that the protocol does not know"),
     "refused": ("reason", "Connections refused before they could wait"),
+    "requests": ("with", "Requests of clients that were let in"),
     "closed": ("reason", "Connections closed by the edge"),
     "bytes": ("direction", "Bytes of websocket messages"),
 }
@@ -128,14 +129,32 @@ class ServerMetrics:
     def _engine(self, host: Host) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, SummaryMetricFamily
 
-        statistics = host.statistics
-        yield CounterMetricFamily("moshi_pipe_ticks", "Ticks", value=statistics.ticks)
-        yield SummaryMetricFamily(
-            "moshi_pipe_tick_seconds",
-            "Time per tick",
-            count_value=statistics.tick.count,
-            sum_value=statistics.tick.total_ns / 1e9,
+        statistics = host.statistics()
+        plain = {
+            "ticks": ("Ticks", statistics["ticks"]),
+            "engine_frames": ("Frames that went through the models", statistics["frames"]),
+            "engine_rows": ("Rows of ticks, idle ones included", statistics["rows"]),
+            "late_frames": ("Frames that were answered after their deadline", statistics["late"]),
+        }
+        for name, (text, number) in plain.items():
+            yield CounterMetricFamily(f"moshi_pipe_{name}", text, value=number)
+        for name, text in (
+            ("tick", "Time per tick"),
+            ("overhead", "Time per tick outside of the models"),
+        ):
+            family = SummaryMetricFamily(f"moshi_pipe_{name}_seconds", text)
+            _add(family, [], statistics[name])
+            yield family
+        nodes = SummaryMetricFamily(
+            "moshi_pipe_node_seconds", "Time per tick and node", labels=["node"]
         )
+        for node, durations in statistics["nodes"].items():
+            _add(nodes, [node], durations)
+        yield nodes
+
+
+def _add(family: Any, labels: list[str], durations: Mapping[str, float]) -> None:
+    family.add_metric(labels, durations["count"], durations["total_ms"] / 1000)
 
 
 def _histogram(name: str, text: str, durations: Durations) -> Any:

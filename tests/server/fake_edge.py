@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moshi_pipe.engine.statistics import EngineStatistics
+from moshi_pipe.graph.host import RunFacts
 from moshi_pipe.graph.node import SessionSettings
 from moshi_pipe.server.lane import Down, Lanes, Up
 from moshi_pipe.server.link import Link, Put, Took, open_link
@@ -27,10 +27,10 @@ class FakeHost:
     def __init__(self, slots: int = 2, late: str = "drop_oldest") -> None:
         self.usable_slots = slots
         self.can_park = True
-        self.statistics = EngineStatistics()
+        self.done = EngineStatistics()
         self.cancelled: list[str] = []
         self.parked: list[str] = []
-        self.facts: Any = SimpleNamespace(
+        self.facts = RunFacts(
             sample_rate=24_000,
             frame_samples=N,
             frame_s=0.08,
@@ -47,6 +47,9 @@ class FakeHost:
             max_top_k=250,
             max_text_top_k=250,
         )
+
+    def statistics(self) -> dict[str, Any]:
+        return {**self.done.to_dict(), "late": 0}
 
     async def park(self, session_id: str) -> int:
         self.parked.append(session_id)

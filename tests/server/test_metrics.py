@@ -4,6 +4,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from server.fake_edge import FakeHost
 
+from moshi_pipe.engine.statistics import Histogram
 from moshi_pipe.server.counts import ServerCounts
 from moshi_pipe.server.info import edge_facts, server_info
 from moshi_pipe.server.lobby import Lobby, LobbyRules
@@ -33,8 +34,10 @@ def test_the_numbers_of_a_server_are_shown() -> None:
     counts.latency.add_ns(5_000_000_000)
     metrics = ServerMetrics(counts, lobby())
     assert read(metrics)["moshi_pipe_ready", ()] == 0
-    host: Any = FakeHost(4)
-    host.statistics.tick.add(10_000_000)
+    host = FakeHost(4)
+    host.done.tick.add(10_000_000)
+    host.done.nodes["lm"] = Histogram()
+    host.done.nodes["lm"].add(4_000_000)
     metrics.host = host
     got = read(metrics)
     assert got["moshi_pipe_ready", ()] == 1
@@ -47,6 +50,7 @@ def test_the_numbers_of_a_server_are_shown() -> None:
     assert got["moshi_pipe_latency_seconds_bucket", ("0.03",)] == 1
     assert got["moshi_pipe_latency_seconds_count", ()] == 2
     assert got["moshi_pipe_tick_seconds_sum", ()] == 0.01
+    assert got["moshi_pipe_node_seconds_sum", ("lm",)] == 0.004
 
 
 def test_two_servers_in_a_process_have_their_own_numbers() -> None:
@@ -58,7 +62,7 @@ def test_two_servers_in_a_process_have_their_own_numbers() -> None:
 
 
 def test_the_info_holds_what_edges_are_told() -> None:
-    host: Any = FakeHost(3)
+    host = FakeHost(3)
     info = server_info(host, ServerOptions(max_s=60), lobby())
     assert info["slots"] == {"total": 3, "usable": 3, "used": 0, "parked": 0, "waiting": 0}
     assert info["frame_ms"] == 80.0
