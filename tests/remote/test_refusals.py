@@ -231,7 +231,7 @@ def test_audio_in_another_format_is_told_apart(talk: Path) -> None:
     async def other(server: RustLikeServer, socket: Any, heard: Heard) -> None:
         await socket.send(b"\x00")
         async for _ in socket:
-            await socket.send(b"\x01" + b"RIFF" * 500)
+            await socket.send(b"\x01" + b"RIFF" * 4000)
 
     with RustLikeServer(script=other) as server:
         assert run(server, talk) == 7
