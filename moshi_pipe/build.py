@@ -436,7 +436,7 @@ class _Run:
         if self.config.remote is not None:
             slots = format_count(engine.num_slots, "connection")
             return (
-                f"{self.config.model.name} at {self.config.remote.url}, {slots}, seed {self.seed}"
+                f"{self.config.model.name} at {self.config.remote.place}, {slots}, seed {self.seed}"
             )
         caps = self.models.caps
         quant = "" if caps.quant is None else f" ({caps.quant})"
@@ -485,7 +485,7 @@ class _Run:
             model=self.config.model.name,
             graph=self.assembly.graph.name,
             device=caps.device if caps else self._where(),
-            dtype=caps.dtype if caps else self.config.backend.dtype,
+            dtype=self._dtype() if caps is None else caps.dtype,
             quant=caps.quant if caps else None,
             seed=self.seed,
             output_dir=str(self.config.output_dir),
@@ -509,7 +509,10 @@ class _Run:
 
     def _where(self) -> str:
         remote = self.config.remote
-        return self.config.backend.device if remote is None else remote.url
+        return self.config.backend.device if remote is None else remote.place
+
+    def _dtype(self) -> str:
+        return self.config.backend.dtype if self.config.remote is None else "unknown"
 
 
 class _Interrupt:

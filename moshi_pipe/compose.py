@@ -29,7 +29,7 @@ from moshi_pipe.graph.node import FIRST_FRAMES
 from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import ModelOptions, choose_release
 from moshi_pipe.models.remote import RemoteOptions
-from moshi_pipe.overrides import escape_interpolation, is_path_key
+from moshi_pipe.overrides import escape_interpolation, is_literal_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -203,7 +203,7 @@ def load_written(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
                     got=word,
                     wanted=f"one of its keys, such as {key}.NAME=VALUE",
                 )
-            literal = is_path_key(key)
+            literal = is_literal_key(key)
             value = (
                 escape_interpolation(text)
                 if literal

@@ -65,6 +65,44 @@ class Close(enum.IntEnum):
     TRY_LATER = 1013
 
 
+REASONS: Final = {
+    "done": Close.DONE,
+    "time_limit": Close.DONE,
+    "idle": Close.DONE,
+    "shutdown": Close.GOING_AWAY,
+    "bad_request": Close.POLICY,
+    "too_many_bad_messages": Close.POLICY,
+    "too_fast": Close.POLICY,
+    "too_slow": Close.POLICY,
+    "taken_over": Close.POLICY,
+    "resume_failed": Close.POLICY,
+    "internal": Close.INTERNAL,
+    "engine failed": Close.RESTART,
+    "at_capacity": Close.TRY_LATER,
+    "too_many_connections": Close.TRY_LATER,
+}
+"""What the reason of a close begins with, and its code; that of 1009 is the library's."""
+
+ERRORS: Final = (
+    "bad_message",
+    "unsupported",
+    "bad_request",
+    "too_many_bad_messages",
+    "too_fast",
+    "taken_over",
+    "resume_failed",
+    "shutdown",
+    "engine_failed",
+    "internal",
+    "at_capacity",
+    "too_many_connections",
+)
+"""Words that error messages begin with; all but the first two are followed by a close."""
+
+METADATA: Final = ("session", "queue", "stats", "ending", "skipped")
+"""Types of metadata."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message as it came.

@@ -8,6 +8,7 @@ const SILENT_MS = 8000; // without even an answer to a ping, the line is dead
 const OPEN_MS = 8000;
 const FIRST_WAIT_MS = 400;
 const LONGEST_WAIT_MS = 5000;
+const RESTART = 1012; // Source: IANA, WebSocket close codes
 
 /**
  * @typedef {import("./protocol.js").Failure} Failure
@@ -62,7 +63,16 @@ export class Connection {
 
   /** @param {Uint8Array} bytes */
   sendAudio(bytes) {
-    if (this.#live) this.#socket?.send(build(Kind.AUDIO, bytes));
+    if (this.#live) this.#send(Kind.AUDIO, bytes);
+  }
+
+  /**
+   * @param {number} kind
+   * @param {Uint8Array} payload
+   */
+  #send(kind, payload) {
+    // The server may have closed it, which is told later than it is done.
+    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(build(kind, payload));
   }
 
   /** End the conversation, from this side. */
@@ -90,7 +100,7 @@ export class Connection {
     const look = () => {
       const now = performance.now();
       if (now - this.#heardAt > SILENT_MS) this.#giveUpOn(socket);
-      else socket.send(build(Kind.PING, new Uint8Array(new Float64Array([now]).buffer)));
+      else this.#send(Kind.PING, new Uint8Array(new Float64Array([now]).buffer));
     };
     this.#watch = setInterval(look, PING_MS);
     look();
@@ -109,6 +119,7 @@ export class Connection {
     const message = parse(data);
     if (!message) return;
     const { kind, payload } = message;
+    this.#failure = null; // an error is why it closes only if nothing came after it
     if (kind === Kind.HANDSHAKE) this.#begin();
     else if (kind === Kind.AUDIO) this.#events.audio(payload);
     else if (kind === Kind.TEXT) this.#events.text(textOf(payload));
@@ -148,7 +159,8 @@ export class Connection {
       return this.#events.over(asItShould ? null : { code: word, sentence: rest ?? "" });
     }
     if (code !== 1006) {
-      const failure = this.#failure ?? { code: word || `closed_${code}`, sentence: rest ?? "" };
+      const known = code === RESTART ? "engine_failed" : word || `closed_${code}`;
+      const failure = this.#failure ?? { code: known, sentence: rest ?? "" };
       return this.#events.over(failure);
     }
     this.#lostAt ||= performance.now();

@@ -97,7 +97,7 @@ export class Conversation {
       audio: (bytes) => this.#decoder?.push(bytes),
       text: (piece) => this.#events.said(this.transcript.add(piece, this.elapsed_s)),
       metadata: (values) => this.#learn(values),
-      error: ({ code, sentence }) => console.warn(`${code}: ${sentence}`),
+      error: ({ code, sentence }) => console.info(`${code}: ${sentence}`),
       rtt: (rtt_ms) => (this.delay.network = rtt_ms),
       lost: (left_s) => this.#lose(left_s),
       over: (failure) => this.#over(failure),

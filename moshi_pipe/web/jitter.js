@@ -1,20 +1,22 @@
 // @ts-check
 /** Holds what came until it is played: as little as the network allows. */
 
-const START_S = 0.12; // a frame is 80 ms; this waits for one and a half
+const FRAME_S = 0.08; // that come at once
+const START_S = 0.12; // waits for one and a half
 const LEAST_S = 0.1;
 const MOST_S = 0.5;
 const GROW_S = 0.04;
 const SHRINK_S = 0.01;
 const WINDOW_S = 5;
 const SPARE_S = 0.05; // never touched for a whole window: more than is needed
-const CUT_S = 0.02;
+const CUT_S = 0.02; // at least, of what is more
+const CUT = 1 / 3;
 const FADE_S = 0.005;
 const BACKLOG_S = 0.6; // more than this beyond the start is not worth hearing late
 
 /**
  * Plays once `start_s` are there. An underrun makes it wait for more the next time; what is never
- * needed is cut out again, 20 ms in five seconds, in a crossfade.
+ * needed is cut out again, a third of it in five seconds, in a crossfade.
  */
 export class JitterBuffer {
   #rate;
@@ -22,7 +24,9 @@ export class JitterBuffer {
   #read = 0; // samples since the beginning; the ring holds [read, written)
   #written = 0;
   #playing = false;
+  #begins = true;
   #fadeIn = false;
+  #tail = new Float32Array(0); // dies away after what broke off
   #low = Infinity;
   #window = 0;
   /** Seconds to hold before playing. */
@@ -57,8 +61,8 @@ export class JitterBuffer {
 
   /** Forget what waits. */
   clear() {
+    if (this.#playing) this.#breakOff();
     this.#read = this.#written;
-    this.#playing = false;
   }
 
   /**
@@ -68,6 +72,7 @@ export class JitterBuffer {
   pull(out) {
     if (!this.#playing) {
       this.#playing = this.level >= Math.max(this.start_s * this.#rate, out.length);
+      if (this.#playing && this.#begins) this.#begin();
       this.#fadeIn = this.#playing;
       this.#low = Infinity;
       this.#window = 0;
@@ -76,20 +81,42 @@ export class JitterBuffer {
     for (let i = 0; i < count; i++) out[i] = this.#ring[(this.#read + i) % this.#ring.length];
     this.#read += count;
     out.fill(0, count);
-    if (!this.#playing) return;
-    if (this.#fadeIn) ramp(out.subarray(0, count), false);
+    if (this.#fadeIn) fadeIn(out);
     this.#fadeIn = false;
-    if (count < out.length) this.#underrun(out.subarray(0, count));
-    else this.#watch(count);
+    if (this.#playing && count < out.length) this.#underrun();
+    else if (this.#playing) this.#watch(count);
+    this.#dieAway(out.subarray(this.#playing ? 0 : count));
   }
 
-  /** @param {Float32Array} last What was left. */
-  #underrun(last) {
-    ramp(last, true);
-    this.#playing = false;
+  /** What piled up before anything was heard would make all of it late. */
+  #begin() {
+    const excess = this.level - (this.start_s + FRAME_S) * this.#rate;
+    if (excess > 0) this.dropped += this.#cut(Math.round(excess));
+    this.#begins = false;
+  }
+
+  #underrun() {
+    this.#breakOff();
     if (!this.expecting) return;
     this.underruns++;
     this.start_s = Math.min(MOST_S, this.start_s + GROW_S);
+  }
+
+  /** No more of this is played: its last milliseconds go on backwards and die away, unclicked. */
+  #breakOff() {
+    const size = this.#ring.length;
+    const length = Math.min(Math.round(FADE_S * this.#rate), this.#read);
+    this.#playing = false;
+    this.#tail = Float32Array.from({ length }, (_, i) => {
+      return (this.#ring[(this.#read - 1 - i) % size] * (length - i)) / (length + 1);
+    });
+  }
+
+  /** @param {Float32Array} out To which what is left of the tail is added. */
+  #dieAway(out) {
+    const now = this.#tail.subarray(0, out.length);
+    now.forEach((x, i) => (out[i] += x));
+    this.#tail = this.#tail.subarray(now.length);
   }
 
   /** @param {number} count Samples that were played. */
@@ -99,7 +126,8 @@ export class JitterBuffer {
     if (this.#window < WINDOW_S * this.#rate) return;
     if (this.#low > SPARE_S * this.#rate) {
       this.start_s = Math.max(LEAST_S, this.start_s - SHRINK_S);
-      this.#cut(Math.round(Math.min(CUT_S * this.#rate, this.#low - (SPARE_S / 2) * this.#rate)));
+      const excess = this.#low - (SPARE_S / 2) * this.#rate;
+      this.#cut(Math.round(Math.min(excess, Math.max(CUT_S * this.#rate, excess * CUT))));
     }
     this.#low = Infinity;
     this.#window = 0;
@@ -122,12 +150,9 @@ export class JitterBuffer {
   }
 }
 
-/**
- * @param {Float32Array} samples
- * @param {boolean} down
- */
-function ramp(samples, down) {
+/** @param {Float32Array} samples */
+function fadeIn(samples) {
   samples.forEach((x, i) => {
-    samples[i] = (x * (down ? samples.length - i : i + 1)) / (samples.length + 1);
+    samples[i] = (x * (i + 1)) / (samples.length + 1);
   });
 }

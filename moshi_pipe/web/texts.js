@@ -55,6 +55,9 @@ const NOTICES = {
   time_limit: ["Time is up", "The conversation reached its longest length."],
   idle: ["Ended in silence", "Nothing was heard for a while."],
   too_slow: ["The connection is too slow", "What Moshi said could not be delivered in time."],
+  too_fast: ["The server has had enough", "This page sent more than the server takes at once."],
+  engine_failed: ["The model failed", "The server starts it anew. Try again in a moment."],
+  internal: ["The server failed", "Its log says why. A new conversation may well work."],
   token: ["The token is wrong", "The server does not know it."],
 };
 

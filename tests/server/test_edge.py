@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import websockets
-from support.edge import N, Edge, edge, noise, run
+from support.edge import Edge, N, edge, noise, run
 from websockets.asyncio.client import ClientConnection, connect
 
 from moshi_pipe.server.lane import Down
@@ -339,10 +339,9 @@ def test_a_message_in_thousands_of_empty_pieces_is_cut_off() -> None:
                 for _ in range(2_000):
                     yield b""
 
-            with pytest.raises(websockets.ConnectionClosed):
+            with suppress(websockets.ConnectionClosed):
                 await client.send(pieces())
-                await client.wait_closed()
-                await client.send(b"\x01")
+            await client.wait_closed()
             assert client.close_code == 1008
 
     run(talk)

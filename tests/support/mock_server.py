@@ -13,7 +13,6 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -23,23 +22,14 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from moshi_pipe.server.messages import HANDSHAKE, Close, Kind, error, metadata, text
+from moshi_pipe.server.pages import HEADERS, read_pages
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from concurrent.futures import Future
     from typing import Self
 
-WEB = Path(__file__).resolve().parents[2] / "moshi_pipe" / "web"
-TYPES = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
-POLICY = (
-    "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; object-src 'none'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+PAGES = read_pages()
 WORDS = (
     "Hey, how are you doing ? | I was just thinking about the sea. You can hear it from the old "
     "mill when the wind comes from the west. | Do you want to go there some day ? It is only an "
@@ -53,7 +43,8 @@ class Behaviour:
 
     Attributes:
         token: Clients must bring it.
-        random: The model has random weights.
+        model: Name of the model.
+        random: Whether it has random weights.
         queue: Positions that a client sees, each for ``queue_s``, before it may talk.
         queue_s: Seconds.
         refuse: Error that everyone gets, with its close code.
@@ -68,6 +59,7 @@ class Behaviour:
     """
 
     token: str | None = None
+    model: str = "embedded"
     random: bool = True
     queue: tuple[int, ...] = ()
     queue_s: float = 0.3
@@ -113,6 +105,7 @@ class MockServer:
     Attributes:
         behaviour: What it does.
         seen: What clients sent, in the order of their coming.
+        tokens: Tokens to resume with, in the order in which they were given.
         port: TCP port.
     """
 
@@ -121,6 +114,7 @@ class MockServer:
         self.port = 0
         self.behaviour = Behaviour()
         self.seen: list[Seen] = []
+        self.tokens: list[str] = []
         self._connections: set[ServerConnection] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mock-server")
@@ -199,18 +193,21 @@ class MockServer:
             return answer(HTTPStatus.OK, b"ok", "text/plain")
         if address.path == "/api/info":
             return answer(HTTPStatus.OK, json.dumps(self._info()).encode(), "application/json")
-        name = address.path.removeprefix("/") or "index.html"
-        files = {file.name: file for file in WEB.iterdir() if file.suffix in TYPES}
-        if name not in files:
+        page = PAGES.get(address.path)
+        if page is None:
             return answer(HTTPStatus.NOT_FOUND, b"", "text/plain")
-        return answer(HTTPStatus.OK, files[name].read_bytes(), TYPES[files[name].suffix])
+        return answer(HTTPStatus.OK, page.body, page.media_type)
 
     def _info(self) -> dict[str, Any]:
         temperature = {"min": 0, "max": 2, "default": 0.8}
         return {
             "server": "moshi-pipe 0.1.0",
             "protocol": 1,
-            "model": {"name": "embedded", "random": self.behaviour.random, "type": "moshi"},
+            "model": {
+                "name": self.behaviour.model,
+                "random": self.behaviour.random,
+                "type": "moshi",
+            },
             "slots": {"total": 4, "usable": 4, "used": 1, "parked": 0, "waiting": 0},
             "frame_ms": 80.0,
             "sample_rate": 24000,
@@ -265,13 +262,14 @@ class MockServer:
         return True
 
     def _session(self, seen: Seen) -> dict[str, Any]:
+        self.tokens.append(secrets.token_urlsafe(8))
         return {
             "type": "session",
             "protocol": 1,
             "server": "moshi-pipe 0.1.0",
-            "model": "embedded",
+            "model": self.behaviour.model,
             "session": "ws-1",
-            "resume": {"token": secrets.token_urlsafe(8), "s": self.behaviour.resume_s},
+            "resume": {"token": self.tokens[-1], "s": self.behaviour.resume_s},
             "resumed": "resume" in seen.query,
             "seed": int(seen.query.get("seed", 1)),
             "audio": {"format": seen.query.get("audio", "ogg_opus"), "sample_rate": 24000},
@@ -339,9 +337,9 @@ def answer(status: HTTPStatus, body: bytes, media_type: str) -> Response:
         {
             "Content-Type": media_type,
             "Content-Length": str(len(body)),
-            "Content-Security-Policy": POLICY,
             "Cache-Control": "no-store",
             "Connection": "close",
+            **HEADERS,
         }
     )
     return Response(status.value, status.phrase, headers, body)
