@@ -1,26 +1,29 @@
-"""Take the pictures of the web page: ``python scripts/web_pictures.py``, into docs/.
+"""Take the pictures of the web page: ``python scripts/web_pictures.py``, into docs/images/.
 
-Needs Chromium and playwright. The page talks with the server of the tests, so that the pictures
-show the same words each time.
+Needs Chromium, playwright and pngquant. The page talks with the server of the tests, so that the
+pictures show the same words each time.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.browser import ARGUMENTS, CHROMIUM  # noqa: E402
+from support.browser import DESKTOP, PHONE, open_browser, open_page, phase, until  # noqa: E402
 from support.mock_server import MockServer  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-SIZES = {"web": (1240, 780), "web-phone": (390, 844)}
+Theme = Literal["dark", "light"]
+SIZES = {"web": DESKTOP, "web-phone": PHONE}
 WORDS = 49  # that were said when the picture is taken
 READY = """words =>
     [...document.querySelectorAll('#log > p')]
@@ -32,62 +35,66 @@ READY = """words =>
 def main() -> None:
     """Take all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", help="folder")
     parser.add_argument("--all", action="store_true", help="also states that docs/ does not show")
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
-    speech = ROOT / "examples" / "question.wav"
-    with sync_playwright() as playwright, MockServer() as server:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[*ARGUMENTS, f"--use-file-for-fake-audio-capture={speech}"],
-        )
-        for name, (width, height) in SIZES.items():
-            for theme in ("dark", "light"):
-                context = browser.new_context(
-                    viewport={"width": width, "height": height},
-                    color_scheme=theme,
-                    permissions=["microphone"],
-                )
-                page = context.new_page()
-                take(page, server, options.out / f"{name}-{theme}.png", every=options.all)
-                context.close()
-        browser.close()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright, MockServer() as server, open_browser(playwright) as tab:
+        server.behaviour.model, server.behaviour.random = "moshiko", False
+        for name, size in SIZES.items():
+            for theme in get_args(Theme):
+                with open_page(tab, server.url, size=size, theme=theme) as page:
+                    Camera(page, options.out, name, theme).take(server, every=options.all)
 
 
-def take(page: Page, server: MockServer, path: Path, *, every: bool) -> None:
-    """Take one, in the middle of a conversation; with ``every`` what is before and after, too."""
-    server.behaviour.word_s = 0.12
-    page.goto(server.url)
-    page.wait_for_selector("#talk[data-ready]")
+class Camera:
+    """Takes pictures of one page.
 
-    def shot(state: str) -> None:
-        page.screenshot(path=path.with_stem(f"{path.stem}-{state}"))
+    Args:
+        page: The page.
+        folder: Where they go.
+        name: Their beginning.
+        theme: Their end.
+    """
 
-    if every:
-        shot("idle")
-        page.click("#open-settings")
-        shot("settings")
-        page.keyboard.press("Escape")
-    page.click("#talk")
-    page.mouse.move(0, 0)
-    for _ in range(1000):
-        if page.evaluate(READY, WORDS):
-            break
-        page.wait_for_timeout(20)
-    page.screenshot(path=path)
-    if every:
-        page.keyboard.press("m")
-        page.wait_for_timeout(600)
-        shot("muted")
-        server.cut()
-        page.wait_for_selector("[data-phase=lost]")
-        shot("lost")
-        page.wait_for_selector("[data-phase=live]")
+    def __init__(self, page: Page, folder: Path, name: str, theme: Theme) -> None:
+        self._page = page
+        self._path = f"{folder}/{name}-{{}}-{theme}.png"
+
+    def take(self, server: MockServer, *, every: bool) -> None:
+        """Before and in a conversation; with ``every`` in all its states."""
+        page = self._page
+        self.shot("idle")
+        if every:
+            page.click("#open-settings")
+            self.shot("settings")
+            page.keyboard.press("Escape")
         page.click("#talk")
-        page.wait_for_timeout(400)
-        shot("over")
+        page.mouse.move(0, 0)
+        until(page, lambda: bool(page.evaluate(READY, WORDS)))
+        self.shot("talking")
+        if every:
+            page.keyboard.press("m")
+            page.wait_for_timeout(600)
+            self.shot("muted")
+            server.cut()
+            phase(page, "lost")
+            self.shot("lost")
+            phase(page, "live")
+            page.click("#talk")
+            page.wait_for_timeout(400)
+            self.shot("over")
+
+    def shot(self, state: str) -> None:
+        """Take one, and make it small."""
+        path = self._path.format(state)
+        self._page.screenshot(path=path)
+        pngquant = shutil.which("pngquant")
+        if pngquant:
+            small = [pngquant, "--force", "--ext", ".png", "--quality", "80-98", "--speed", "1"]
+            subprocess.run([*small, "--strip", path], check=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 // @ts-check
 /** Holds what came until it is played: as little as the network allows. */
 
-const START_S = 0.12; // a frame is 80 ms; this waits for one and a half
+const FRAME_S = 0.08; // that come at once
+const START_S = 0.12; // waits for one and a half
 const LEAST_S = 0.1;
 const MOST_S = 0.5;
 const GROW_S = 0.04;
@@ -23,6 +24,7 @@ export class JitterBuffer {
   #read = 0; // samples since the beginning; the ring holds [read, written)
   #written = 0;
   #playing = false;
+  #begins = true;
   #fadeIn = false;
   #tail = new Float32Array(0); // dies away after what broke off
   #low = Infinity;
@@ -70,6 +72,7 @@ export class JitterBuffer {
   pull(out) {
     if (!this.#playing) {
       this.#playing = this.level >= Math.max(this.start_s * this.#rate, out.length);
+      if (this.#playing && this.#begins) this.#begin();
       this.#fadeIn = this.#playing;
       this.#low = Infinity;
       this.#window = 0;
@@ -83,6 +86,13 @@ export class JitterBuffer {
     if (this.#playing && count < out.length) this.#underrun();
     else if (this.#playing) this.#watch(count);
     this.#dieAway(out.subarray(this.#playing ? 0 : count));
+  }
+
+  /** What piled up before anything was heard would make all of it late. */
+  #begin() {
+    const excess = this.level - (this.start_s + FRAME_S) * this.#rate;
+    if (excess > 0) this.dropped += this.#cut(Math.round(excess));
+    this.#begins = false;
   }
 
   #underrun() {

@@ -157,13 +157,13 @@ def notice(page: Page) -> str:
     return str(page.locator("#notice").inner_text())
 
 
-def until(page: Page, happened: Callable[[], bool]) -> None:
+def until(page: Page, happened: Callable[[], bool], within_s: float = 20.0) -> None:
     """Wait for what is not on the page; it goes on meanwhile."""
-    for _ in range(500):
+    for _ in range(int(within_s / 0.02)):
         if happened():
             return
         page.wait_for_timeout(20)
-    raise AssertionError("it did not happen within 10 s")
+    raise AssertionError(f"it did not happen within {within_s:g} s")
 
 
 def saved(page: Page, button: str, folder: Path) -> Path:

@@ -43,7 +43,8 @@ class Behaviour:
 
     Attributes:
         token: Clients must bring it.
-        random: The model has random weights.
+        model: Name of the model.
+        random: Whether it has random weights.
         queue: Positions that a client sees, each for ``queue_s``, before it may talk.
         queue_s: Seconds.
         refuse: Error that everyone gets, with its close code.
@@ -58,6 +59,7 @@ class Behaviour:
     """
 
     token: str | None = None
+    model: str = "embedded"
     random: bool = True
     queue: tuple[int, ...] = ()
     queue_s: float = 0.3
@@ -201,7 +203,11 @@ class MockServer:
         return {
             "server": "moshi-pipe 0.1.0",
             "protocol": 1,
-            "model": {"name": "embedded", "random": self.behaviour.random, "type": "moshi"},
+            "model": {
+                "name": self.behaviour.model,
+                "random": self.behaviour.random,
+                "type": "moshi",
+            },
             "slots": {"total": 4, "usable": 4, "used": 1, "parked": 0, "waiting": 0},
             "frame_ms": 80.0,
             "sample_rate": 24000,
@@ -261,7 +267,7 @@ class MockServer:
             "type": "session",
             "protocol": 1,
             "server": "moshi-pipe 0.1.0",
-            "model": "embedded",
+            "model": self.behaviour.model,
             "session": "ws-1",
             "resume": {"token": self.tokens[-1], "s": self.behaviour.resume_s},
             "resumed": "resume" in seen.query,

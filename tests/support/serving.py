@@ -73,13 +73,15 @@ class Server:
 
     def __enter__(self) -> Server:
         if not self._ready.wait(_START_S) or not self.url:
-            self.process.kill()
+            self.stop()
             raise RuntimeError("the server did not start:\n" + "".join(self.lines))
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self.process.poll() is None:
             self.stop()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
     def stop(self) -> int:
         """Stop it as a service manager does; returns the exit code."""
@@ -91,6 +93,8 @@ class Server:
             raise
         finally:
             self._reader.join(5)
+            if self.process.stderr is not None:
+                self.process.stderr.close()
 
     def pids(self) -> list[int]:
         """The engine's process, then its edges."""

@@ -69,7 +69,8 @@ def test_a_conversation_breaks_off_goes_on_and_is_saved(
 
 
 def test_the_settings_are_those_of_the_server(browser: Browser, server: Server) -> None:
-    info: dict[str, Any] = json.load(urlopen(f"{server.url}/api/info"))
+    with urlopen(f"{server.url}/api/info") as answer:
+        info: dict[str, Any] = json.load(answer)
     ranges = {name: one for name, one in info["settings"].items() if "min" in one}
 
     with open_page(browser, server.url) as page:

@@ -76,13 +76,20 @@ test("it holds no more than half a second, however bad it gets", () => {
 test("what was never needed shrinks away in seconds", () => {
   const buffer = new JitterBuffer(RATE);
   const steady = (t) => (t % 8 === 0 ? 1 : 0);
-  play(buffer, 0.5, (t) => (t === 0 ? 5 : 0)); // 400 ms, which are played
+  play(buffer, 0.5, (t) => (t === 0 ? 2 : 0)); // it has begun
   play(buffer, 1, (t) => (t === 0 ? 5 : steady(t))); // 320 ms too much
   const before = buffer.level;
   play(buffer, 25, steady);
   assert.ok(before - buffer.level > 0.2 * RATE, `${before} to ${buffer.level}`);
   assert.equal(buffer.dropped, 0);
   assert.ok(buffer.underruns <= 1);
+});
+
+test("what piles up before anything is heard is skipped, and counted", () => {
+  const buffer = new JitterBuffer(RATE);
+  play(buffer, 0.1, (t) => (t === 5 ? 6 : 0));
+  assert.ok(buffer.level <= 0.2 * RATE);
+  assert.equal(buffer.dropped, 6 * FRAME - 0.2 * RATE);
 });
 
 test("a backlog is skipped, and counted", () => {
