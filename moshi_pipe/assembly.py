@@ -347,7 +347,7 @@ def plan_run(config: RunConfig, *, offline: bool | None = None) -> Plan:
     if config.remote is not None:
         raise ConfigError(
             f"model '{config.model.name}' runs elsewhere: nothing of it is loaded here",
-            got=config.remote.url,
+            got=config.remote.place,
         )
     backend = config.backend
     return plan_model(

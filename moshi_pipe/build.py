@@ -6,7 +6,7 @@ import asyncio
 import gc
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,7 @@ from moshi_pipe.assembly import (
 )
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.engine.session_settings import choose_settings
+from moshi_pipe.engine_keeper import EngineKeeper
 from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
 from moshi_pipe.nodes.apart import ApartSink
@@ -134,6 +135,7 @@ class _Run:
         self.tokenizer = self.assembly.tokenizer()
         self.models = Models()
         self.engine: Engine | RemoteEngine | None = None
+        self.keeper: EngineKeeper | None = None
         self.start_s: dict[str, float] = {}
         self.skipped: list[SessionReport] = []
         self.order: list[str] = []
@@ -169,7 +171,7 @@ class _Run:
         )
         engine = self.engine = self._engine(observer)
         failure, interrupted = asyncio.run(self._go(engine, observer, num_sessions))
-        report = self._report(engine, observer, interrupted)
+        report = self._report(self.engine, observer, interrupted)
         report.wall_s = time.monotonic() - start - report.load_s
         if failure is None or report.sessions or observer.totals.counts:
             write_report(report, config.composed)
@@ -215,14 +217,55 @@ class _Run:
                     self.ui.note(self._chosen(engine))
                     self.ui.begin(num_sessions)
                     self.source.attach(self._host(engine, edge))
-                    await edge.run(self.source)
+                    await self._serve(engine, edge, observer)
         except MoshiPipeError as error:
             failure = error
         finally:
             gc.unfreeze()
-            await asyncio.to_thread(engine.stop)
+            await asyncio.to_thread((self.engine or engine).stop)
             await self.records.finish()
         return failure, stopped.cut_short
+
+    async def _serve(
+        self, engine: Engine | RemoteEngine, edge: Edge, observer: RunObserver
+    ) -> None:
+        """Run the edge; without end, on another engine when one fails.
+
+        Raises:
+            MoshiPipeError: The source failed, or the engine did.
+        """
+        if not self.source.endless:
+            await edge.run(self.source)
+            return
+        keeper = self.keeper = EngineKeeper(
+            engine,
+            self.source,
+            edge,
+            make=lambda: self._new_engine(observer),
+            host=lambda ready: self._host(ready, edge),
+            restarts=self.config.engine.restarts,
+            ui=self.ui,
+        )
+        if engine.error is not None:  # before there was a keeper to be told
+            keeper.failed(engine.error)
+        keeping = asyncio.create_task(keeper.keep())
+        try:
+            await edge.run(self.source)
+        finally:
+            keeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeping
+
+    def _new_engine(self, observer: RunObserver) -> Engine | RemoteEngine:
+        """Another engine; the models of the last are let go."""
+        self.models = Models()
+        engine = self.engine = self._engine(observer)
+        return engine
+
+    def _failed(self, error: MoshiPipeError) -> None:
+        """The engine fails; from its thread."""
+        if self.keeper is not None:
+            self.keeper.failed(error)
 
     def _engine(self, observer: RunObserver) -> Engine | RemoteEngine:
         assembly = self.assembly
@@ -244,7 +287,11 @@ class _Run:
             config.inbox_frames,
         )
         return RemoteEngine(
-            options, assembly.pieces, num_slots=config.slots, on_late=observer.on_late
+            options,
+            assembly.pieces,
+            num_slots=config.slots,
+            on_late=observer.on_late,
+            on_failure=self._failed,
         )
 
     def _local_engine(self, assembly: Assembly, observer: RunObserver) -> Engine:
@@ -273,7 +320,9 @@ class _Run:
             self.schedule,
             input_format=assembly.graph.input_format,
             options=self._tick_options(device),
+            settings=self.settings,
             on_late=observer.on_late,
+            on_failure=self._failed,
         )
 
     def _tick_options(self, device: str) -> TickOptions:
@@ -282,6 +331,8 @@ class _Run:
 
         config, frame_s = self.config.engine, self.assembly.frame_s
         budget_ms = frame_s * 1000 if config.budget_ms is None else config.budget_ms
+        waits = late_policy(config.late, live=self.live) == "slow_down"
+        admit_ms = None if waits or not self.source.endless else config.admit_ms
         interval_ms = config.min_interval_ms
         if interval_ms is None:
             interval_ms = 0.0 if config.slots == 1 else _MIN_INTERVAL_MS
@@ -292,6 +343,7 @@ class _Run:
             min_interval_ns=round(interval_ms * NS_PER_MS),
             frame_ns=round(frame_s * NS_PER_SECOND),
             budget_ns=round(budget_ms * NS_PER_MS),
+            admit_ns=None if admit_ms is None else round(admit_ms * NS_PER_MS),
             device=device,
         )
 
@@ -384,7 +436,7 @@ class _Run:
         if self.config.remote is not None:
             slots = format_count(engine.num_slots, "connection")
             return (
-                f"{self.config.model.name} at {self.config.remote.url}, {slots}, seed {self.seed}"
+                f"{self.config.model.name} at {self.config.remote.place}, {slots}, seed {self.seed}"
             )
         caps = self.models.caps
         quant = "" if caps.quant is None else f" ({caps.quant})"
@@ -433,7 +485,7 @@ class _Run:
             model=self.config.model.name,
             graph=self.assembly.graph.name,
             device=caps.device if caps else self._where(),
-            dtype=caps.dtype if caps else self.config.backend.dtype,
+            dtype=self._dtype() if caps is None else caps.dtype,
             quant=caps.quant if caps else None,
             seed=self.seed,
             output_dir=str(self.config.output_dir),
@@ -457,7 +509,10 @@ class _Run:
 
     def _where(self) -> str:
         remote = self.config.remote
-        return self.config.backend.device if remote is None else remote.url
+        return self.config.backend.device if remote is None else remote.place
+
+    def _dtype(self) -> str:
+        return self.config.backend.dtype if self.config.remote is None else "unknown"
 
 
 class _Interrupt:

@@ -53,7 +53,7 @@ def _plan(words: Sequence[str]) -> int:
     config = _config(words)
     if config.remote is not None:
         sys.stdout.write(
-            f"{config.model.name} runs at {config.remote.url}: nothing is loaded here\n"
+            f"{config.model.name} runs at {config.remote.place}: nothing is loaded here\n"
         )
         return 0
     plan = plan_run(config)
@@ -181,17 +181,29 @@ def _client(words: Sequence[str]) -> int:
             wanted=f"moshi-pipe client {BUILTIN['client'].usage}",
         )
     from moshi_pipe.compose import load_run
-    from moshi_pipe.overrides import prepare, quote_literal
+    from moshi_pipe.overrides import prepare
     from moshi_pipe.plugins import load_plugins
     from moshi_pipe.terminal_run import run_in_terminal
 
-    chosen = ["model=remote", f"model.url={quote_literal(others[0])}"]
-    if not any(word.startswith("source=") for word in overrides):
-        chosen.append("source=mic")
-        if not any(word.startswith("sink=") for word in overrides):
-            chosen.append("sink=speaker")
+    given = {word.lstrip("+~").partition("=")[0] for word in overrides}
+    chosen = ["model=remote"]
+    if not given & {"source", "source.path"}:
+        chosen += ["source=mic"] if "sink" in given else ["source=mic", "sink=speaker"]
     plugins = load_plugins()
-    return run_in_terminal(load_run(prepare([*chosen, *overrides]), plugins.nodes), plugins)
+    words = prepare([*chosen, *overrides, f"model.url={others[0]}"])
+    return run_in_terminal(load_run(words, plugins.nodes), plugins)
+
+
+def _client_details() -> str:
+    return (
+        "\n  moshi-pipe client ws://host:8998                          microphone and speaker\n"
+        "  moshi-pipe client ws://host:8998 source.path=talk.wav     a recording, or a folder\n"
+        "  moshi-pipe client wss://host:8998 model.verify=false      moshi-backend makes its own "
+        "certificate\n"
+        "  moshi-pipe client wss://host:8998 model.token_env=NAME    the token is in a variable\n"
+        "  moshi-pipe doctor model=remote model.url=ws://host:8998   is it there, and which is it\n"
+        "  moshi-pipe --help model                                   keys of model=remote\n"
+    )
 
 
 def _devices(words: Sequence[str]) -> int:
@@ -303,6 +315,7 @@ BUILTIN: Final = {
             "talk to a server of Moshi's protocol, with microphone and speaker or with recordings",
             _client,
             "URL [key=value ...]",
+            _client_details,
         ),
         Command(
             "make-checkpoint",

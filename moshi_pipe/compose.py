@@ -29,7 +29,7 @@ from moshi_pipe.graph.node import FIRST_FRAMES
 from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import ModelOptions, choose_release
 from moshi_pipe.models.remote import RemoteOptions
-from moshi_pipe.overrides import escape_interpolation, is_path_key
+from moshi_pipe.overrides import escape_interpolation, is_literal_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -203,7 +203,7 @@ def load_written(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
                     got=word,
                     wanted=f"one of its keys, such as {key}.NAME=VALUE",
                 )
-            literal = is_path_key(key)
+            literal = is_literal_key(key)
             value = (
                 escape_interpolation(text)
                 if literal
@@ -368,6 +368,8 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
         "engine.max_lag_ms": (cfg.engine.max_lag_ms, 1),
         "engine.budget_ms": (cfg.engine.budget_ms, 1),
         "engine.min_interval_ms": (cfg.engine.min_interval_ms, 0),
+        "engine.admit_ms": (cfg.engine.admit_ms, 1),
+        "engine.restarts": (cfg.engine.restarts, 0),
         "sampling.temperature": (cfg.sampling.temperature, 0),
         "sampling.text_temperature": (cfg.sampling.text_temperature, 0),
         "sampling.top_k": (cfg.sampling.top_k, 0),

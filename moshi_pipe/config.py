@@ -29,11 +29,15 @@ class EngineOptions:
         inbox_frames: Frames that wait for the model, per session.
         outbox_frames: Frames that wait for the sinks, per session.
         late: Live: what happens to frames that the models are too late for: ``drop_oldest``,
-            ``skip_to_live``, ``fail``. Files always ``slow_down``. None chooses by the source.
+            ``skip_to_live``, ``fail``; where the source can wait, as a server can, also
+            ``slow_down``. Files always ``slow_down``. None chooses by the source.
         max_lag_ms: Live: longest that a frame waits for the models, in ms.
         budget_ms: Live: from a frame's delivery to its deadline, in ms; None is one frame.
         min_interval_ms: Live: shortest time between two ticks, in ms; None is 0 for one slot,
             else 20.
+        admit_ms: Servers: a conversation is let in while a tick of all of them stays below, in ms;
+            None lets in as many as there are slots, as does ``late=slow_down``.
+        restarts: Servers: how often in an hour a new engine is made when one has failed.
     """
 
     slots: int = 1
@@ -44,6 +48,8 @@ class EngineOptions:
     max_lag_ms: float = 400.0
     budget_ms: float | None = None
     min_interval_ms: float | None = None
+    admit_ms: float | None = 48.0
+    restarts: int = 3
 
 
 @dataclass

@@ -128,7 +128,7 @@ class RunReport:
         model: Name of the model.
         graph: Name of the graph.
         device: Device that was chosen.
-        dtype: Type of the weights that was chosen.
+        dtype: Type of the weights that was chosen; ``unknown`` where the model is remote.
         seed: Seed of the run: with it and ``config.yaml`` the run repeats.
         output_dir: Folder of results, absolute.
         slots: Sessions at once.

@@ -26,10 +26,11 @@ _OUTBOX_TIMES: Final = ((4,), np.int64)
 
 
 class SessionState(enum.Enum):
-    """Life of a session; it only moves forward."""
+    """Life of a session; it only moves forward, but for a stay without a slot."""
 
     WAITING = "waiting"  # for a slot
     RUNNING = "running"
+    PARKED = "parked"  # its state is in host memory, and others use the slot
     DRAINING = "draining"  # the input ended, the model is still speaking
     CLOSED = "closed"
 
@@ -49,7 +50,7 @@ class Session:
         next_frame: Number after that of the last frame; more than ``num_frames`` when frames were
             dropped.
         num_tail_frames: Frames after the input ended.
-        admitted_ns: Reading of the engine's clock when it got its slot.
+        admitted_ns: Reading of the engine's clock when it got its first slot.
         failure: Why it ended early; None when it did not.
         cancelled: Whether somebody asked for its end.
         warnings: What a user should know of how it was held.

@@ -80,7 +80,8 @@ class Host(Protocol):
     def usable_slots(self) -> int:
         """Sessions at once for which a tick stays short enough; 1 to ``facts.slots``.
 
-        It changes as the machine does.
+        It changes as ticks do. All slots, where that was not asked for, where frames wait instead
+        (``late=slow_down``), and where every tick runs all rows (``numerics=reference``).
         """
 
     async def park(self, session_id: str) -> int:

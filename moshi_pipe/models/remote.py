@@ -47,6 +47,11 @@ class RemoteOptions:
     silence_s: float = 10.0
     reconnect: int = 5
 
+    @property
+    def place(self) -> str:
+        """The whole address, for people: without what may be secret."""
+        return shown_url(whole_url(self.url))
+
     def problems(self) -> list[str]:
         """What is wrong with the values, a sentence each."""
         found = []
@@ -92,3 +97,9 @@ def whole_url(url: str, query: dict[str, str] | None = None) -> str:
     path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
     pairs = [*parse_qsl(parts.query, keep_blank_values=True), *(query or {}).items()]
     return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, path, urlencode(pairs), ""))
+
+
+def shown_url(url: str) -> str:
+    """An address for people and records: without what may be secret, its query and its user."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

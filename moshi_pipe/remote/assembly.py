@@ -13,8 +13,9 @@ from moshi_pipe.graph.node import SessionSettings
 from moshi_pipe.graph.schedule import Schedule, make_schedule
 from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.remote.audio import FRAME_SIZE, SAMPLE_RATE
+from moshi_pipe.remote.connection import ANSWER_OFFSET
 from moshi_pipe.remote.pieces import Pieces
-from moshi_pipe.remote.talk import ANSWER_OFFSET, FRAME_S
+from moshi_pipe.remote.talk import FRAME_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,6 +36,7 @@ _QUERY: Final = {
     "text_top_k": "text_topk",
     "repetition_penalty": "repetition_penalty",
 }
+_PENALTY_CONTEXT: Final = 64  # recent text tokens, as many as a model here looks back at
 
 
 @dataclass(slots=True)
@@ -92,10 +94,13 @@ class RemoteAssembly:
             value = getattr(config.sampling, key)
             if value is not None and (key, value) != ("repetition_penalty", 1.0):
                 made[name] = f"{value:g}" if isinstance(value, float) else str(value)
+        if "repetition_penalty" in made:  # the Rust server wants both, or obeys neither
+            made["repetition_penalty_context"] = str(_PENALTY_CONTEXT)
         if self.server.audio != "ogg_opus":
             made["audio"] = self.server.audio
         if self.server.max_s is not None:
             made["max_s"] = f"{self.server.max_s:g}"
+            made["max_steps"] = str(max(1, round(self.server.max_s / FRAME_S)))
         return made
 
 

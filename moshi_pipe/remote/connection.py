@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import BackendError, ConfigError, SessionError
-from moshi_pipe.models.remote import whole_url
+from moshi_pipe.models.remote import shown_url, whole_url
 from moshi_pipe.remote.failures import cannot_connect, judge_close
 from moshi_pipe.server.messages import (
     Control,
@@ -43,6 +43,16 @@ _MAX_MESSAGE: Final = 1 << 20
 _MAX_WAITING: Final = 64  # messages not yet read; then the server is held back
 _RUST_HANDSHAKE: Final = struct.Struct("<II")
 
+RUST_HANDSHAKE_BYTES: Final = 1 + _RUST_HANDSHAKE.size  # 9; the Python server's is 1
+
+ANSWER_OFFSET: Final = 1
+"""Frames of a conversation that have no answer. Source: kyutai-labs/moshi@e6a55d2
+moshi/moshi/server.py: the model ignores what it hears in its first step."""
+
+_RUST_ANSWER_OFFSET: Final = 2
+"""As above. Source: the crate moshi 0.6.4, lm_generate_multistream.rs: Config::v0_1, which
+moshi-backend takes unless it is told otherwise, holds all codes back by two steps."""
+
 
 class Connection:
     """A conversation's websocket, after the handshake.
@@ -64,6 +74,12 @@ class Connection:
     def is_ours(self) -> bool:
         """Whether the server speaks the whole protocol: it is told of the end of the input."""
         return self.facts.get("session") is not None
+
+    @property
+    def answer_offset(self) -> int:
+        """Frames of a new conversation that get no answer."""
+        rust = self.facts.get("handshake") == RUST_HANDSHAKE_BYTES
+        return _RUST_ANSWER_OFFSET if rust else ANSWER_OFFSET
 
     async def send(self, kind: Kind, payload: bytes) -> None:
         """Send a message; waits while the connection is full.
@@ -108,6 +124,7 @@ class Connection:
         """End the connection, politely if the server lets us."""
         with suppress(Exception):  # nothing hangs on it any more
             await asyncio.wait_for(self._socket.close(1000), _CLOSE_S)
+        self._socket.transport.abort()  # a server that only talks never hears a goodbye
 
     def closed_well(self) -> bool:
         """Whether the server closed the connection as one does after the last word."""
@@ -208,7 +225,7 @@ async def connect(
     """
     client = _websockets()
     url = whole_url(options.url, query)
-    shown = url.partition("?")[0]
+    shown = shown_url(url)
     keywords: dict[str, Any] = {
         "additional_headers": headers(options),
         "compression": None,  # Opus does not get smaller

@@ -56,6 +56,7 @@ class RemoteEngine:
         num_slots: Connections at once.
         clock: Source of time.
         on_late: Live: as for an engine.
+        on_failure: As for an engine.
 
     Attributes:
         num_slots: Sessions that it holds at once.
@@ -75,6 +76,7 @@ class RemoteEngine:
         num_slots: int = 1,
         clock: Clock | None = None,
         on_late: Callable[[str, int, int], None] | None = None,
+        on_failure: Callable[[MoshiPipeError], None] | None = None,
     ) -> None:
         self.num_slots = num_slots
         self.statistics = EngineStatistics(nodes={NODE: Histogram()})
@@ -86,6 +88,7 @@ class RemoteEngine:
         self._pieces = pieces
         self._clock = clock or SystemClock()
         self._on_late = on_late
+        self._on_failure = on_failure
         self._waiting: deque[Session] = deque()
         self._no_more = self._stopping = self._closed = False
         self._lock = threading.Lock()
@@ -161,6 +164,8 @@ class RemoteEngine:
                 fix="run again with --verbose for the traceback",
             )
         finally:
+            if self.error is not None and self._on_failure is not None:
+                self._on_failure(self.error)
             with self._lock:
                 self._closed = True
                 left = [*self._waiting]

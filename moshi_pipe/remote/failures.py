@@ -38,7 +38,15 @@ class LostError(Exception):
 
 
 class ResumeRefusedError(Exception):
-    """The server no longer knows the conversation that was to be continued."""
+    """The server no longer knows the conversation that was to be continued.
+
+    Attributes:
+        why: In its words.
+    """
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(why)
 
 
 def cannot_connect(url: str, options: RemoteOptions, error: Exception) -> MoshiPipeError:
@@ -64,8 +72,15 @@ def cannot_connect(url: str, options: RemoteOptions, error: Exception) -> MoshiP
             got=error.reason or str(error),
             fix="a server without TLS has an address with ws://",
         )
-    elif isinstance(error, TimeoutError | OSError):
-        said = getattr(error, "strerror", None) or str(error) or "no answer in time"
+    elif isinstance(error, TimeoutError | ConnectionResetError):
+        made = BackendError(
+            f"what is at {url} does not answer",
+            got="nothing in time" if isinstance(error, TimeoutError) else "it hung up",
+            fix="check host and port"
+            + ("; a server without TLS has an address with ws://" if "wss:" in url else ""),
+        )
+    elif isinstance(error, OSError):
+        said = error.strerror or str(error) or type(error).__name__
         made = BackendError(
             f"no server answers at {url}",
             got=said,
@@ -94,7 +109,7 @@ def judge_close(url: str, code: int | None, reason: str, said: str) -> Exception
     why = said or reason
     word = why.partition(":")[0].strip()
     if word == "resume_failed":
-        return ResumeRefusedError()
+        return ResumeRefusedError(why)
     if code == Close.TRY_LATER or word in ("at_capacity", "too_many_connections"):
         return SessionError(
             f"the server at {url} has no room for a further conversation",

@@ -6,9 +6,9 @@
                  │ frames in flight, oldest first
     outbox ◀── receiver ◀── websocket ◀── server
 
-The k-th answer belongs to the k-th frame in flight; the first frame of a connection has none, as
-with the reference's servers. So an answer is recorded in step with what was heard, however long it
-was under way.
+The first frames of a connection have no answer, as with the reference's servers; from then on the
+next answer belongs to the oldest frame in flight. So an answer is recorded in step with what was
+heard, however long it was under way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from moshi_pipe.engine.lateness import TickTimes
 from moshi_pipe.engine.session import TIMES, Session, SessionState
 from moshi_pipe.errors import BackendError, SessionError
 from moshi_pipe.remote.audio import (
@@ -34,7 +33,8 @@ from moshi_pipe.remote.audio import (
 )
 from moshi_pipe.remote.connection import Connection, connect
 from moshi_pipe.remote.failures import LostError, ResumeRefusedError
-from moshi_pipe.server.messages import AudioFormat, Kind
+from moshi_pipe.remote.rows import Rows, Sent
+from moshi_pipe.server.messages import AudioFormat, Kind, Message
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -42,18 +42,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from moshi_pipe.engine.clock import Clock
+    from moshi_pipe.engine.lateness import TickTimes
     from moshi_pipe.models.remote import RemoteOptions
     from moshi_pipe.remote.pieces import Pieces
-
-ANSWER_OFFSET: Final = 1
-"""Frames of a connection that have no answer. Source: kyutai-labs/moshi@e6a55d2
-moshi/moshi/server.py: the model ignores what it hears in its first step."""
 
 FRAME_S: Final = FRAME_SIZE / SAMPLE_RATE  # 0.08
 
 _LOOK_S: Final = 0.5  # between two looks at the time while nothing comes
 _DRAIN_S: Final = 2.0  # for the last answers of a server that does not say when it is done
 _LINGER_S: Final = 0.5  # for the text of the last answer
+_LONGEST_TAIL: Final = 250  # frames: 20 s, as engine.max_tail_s
 _FIRST_PAUSE_S: Final = 0.25  # before connecting again; doubled each time
 _LONGEST_PAUSE_S: Final = 4.0
 
@@ -78,14 +76,6 @@ class TalkOptions:
     user_outputs: tuple[str, ...] = ()
     live: bool = False
     window_frames: int = 25
-
-
-@dataclass(slots=True)
-class _Sent:
-    frame: int
-    audio: npt.NDArray[np.float32]
-    delivered_ns: int
-    sent_ns: int = 0
 
 
 class Talk:
@@ -118,19 +108,14 @@ class Talk:
         self.session = session
         self.connected = False
         self._options = options
-        self._pieces = pieces
         self._clock = clock
         self._tell = tell
-        self._count = count
         self._sleep = sleep
-        self._changed = asyncio.Event()  # of a ring or of what is in flight
-        self._flight: deque[_Sent] = deque()
-        self._lock = asyncio.Lock()  # rows come in order
-        self._last = -1  # frame of the last row
-        self._last_has_audio = False
-        self._unanswered = ANSWER_OFFSET  # frames of this connection that get no answer
+        self._rows = Rows(session, options.user_outputs, pieces, clock, count)
+        self._longest_gap_s = 0.0  # between two messages of this connection
+        self._unanswered = 0  # frames of this connection that will get no answer
         self._sent_all = self._told_end = False
-        self._again: deque[_Sent] = deque()  # frames that a lost conversation did not answer
+        self._again: deque[Sent] = deque()  # frames that a lost conversation did not answer
         self._progress = False
         self._token: str | None = None
         self._facts: dict[str, Any] = {"connections": 0, "reconnects": 0, "unanswered_frames": 0}
@@ -146,7 +131,7 @@ class Talk:
 
         def wake() -> None:
             with suppress(RuntimeError):  # the loop has closed
-                loop.call_soon_threadsafe(self._changed.set)
+                loop.call_soon_threadsafe(self._rows.changed.set)
 
         session.inbox.listen(on_put=wake)
         session.outbox.listen(on_take=wake)
@@ -165,14 +150,13 @@ class Talk:
                 except LostError as lost:
                     attempts = 1 if self._progress else attempts + 1
                     await self._lose(lost, attempts)
-                except ResumeRefusedError:
-                    self._token = None
-                    await self._release(len(self._flight))
-                except BackendError:  # the server does not come back at once
+                except ResumeRefusedError as refused:
+                    self._forget(refused)
+                except BackendError as error:  # the server does not come back at once
                     if not self.connected or attempts == 0:
                         raise
                     attempts += 1
-                    await self._lose(LostError("no connection"), attempts)
+                    await self._lose(LostError(error.got or error.what), attempts)
                 else:
                     return
         finally:
@@ -192,10 +176,10 @@ class Talk:
             query["resume"] = self._token
         connection = await connect(self._options.server, query, self._tell)
         self._facts["connections"] += 1
-        self._begin()
+        self._begin(connection)
         return connection
 
-    def _begin(self) -> None:
+    def _begin(self, connection: Connection) -> None:
         """The server is there: what waited for it until now is old."""
         session = self.session
         if self._options.live:
@@ -207,8 +191,9 @@ class Talk:
             session.admitted_ns = self._clock.now_ns()
         self.connected = True
         self._progress = False
-        self._unanswered = ANSWER_OFFSET if self._token is None else 0
+        self._unanswered = connection.answer_offset if self._token is None else 0
         self._lost_frames = 0
+        self._longest_gap_s = 0.0
         self._sent_all = self._told_end = False
 
     async def _lose(self, lost: LostError, attempts: int) -> None:
@@ -218,10 +203,10 @@ class Talk:
             SessionError: There were enough.
         """
         if self._token is None and not self._options.live:
-            self._again.extendleft(reversed(self._flight))  # a new conversation has not heard them
-            self._flight.clear()
+            # A new conversation has not heard them.
+            self._again.extendleft(reversed(self._rows.take_back()))
         else:
-            await self._release(len(self._flight))
+            await self._rows.release()
         most = self._options.server.reconnect
         if not self.connected or attempts > most:
             raise SessionError(
@@ -240,6 +225,22 @@ class Talk:
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempts - 1))
         await self._until_cancelled(self._sleep(pause_s))
 
+    def _forget(self, refused: ResumeRefusedError) -> None:
+        """Begin anew: the server no longer holds the conversation.
+
+        Raises:
+            SessionError: There was none to continue.
+        """
+        if self._token is None:
+            raise SessionError(
+                f"the server ended session {self.session.id}", got=refused.why
+            ) from refused
+        self._token = None
+        at_s = self.session.next_frame * FRAME_S
+        said = f"the server did not hold the conversation any more; a new one began at {at_s:.1f} s"
+        self.session.warnings.append(said)
+        self._tell(said)
+
     async def _until_cancelled(self, wanted: Awaitable[Any]) -> Any:
         """Wait for something, but not when the session is no longer wanted; then None."""
         task = asyncio.ensure_future(wanted)
@@ -247,22 +248,13 @@ class Talk:
             while not task.done():
                 if self.session.cancelled:
                     return None
-                await self._wait_for_change({task})
+                await self._rows.wait_for_change({task})
             return task.result()
         finally:
             if not task.done():
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
-
-    async def _wait_for_change(self, tasks: set[asyncio.Future[Any]] | None = None) -> None:
-        """Wait until a ring changed, or one of the tasks is done."""
-        change = asyncio.ensure_future(self._changed.wait())
-        try:
-            await asyncio.wait({change, *(tasks or ())}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            change.cancel()
-        self._changed.clear()
 
     # ---- talking
 
@@ -291,16 +283,16 @@ class Talk:
             due_s = await self._pace(due_s)
             await self._make_room()
             frame.sent_ns = self._clock.now_ns()
-            self._flight.append(frame)
+            self._rows.sent(frame)
             payload = encoder.push(frame.audio[0])
             if payload:
                 await connection.send(Kind.AUDIO, payload)
             if self._unanswered:
                 self._unanswered -= 1
-                await self._release(1)
+                await self._rows.release(1)
         self._sent_all = True
         await self._tell_end(connection)
-        self._changed.set()
+        self._rows.changed.set()
 
     async def _tell_end(self, connection: Connection) -> None:
         """Tell a server that knows the word that the input has ended, once both are known."""
@@ -309,7 +301,7 @@ class Talk:
             self._told_end = True
             await connection.end_turn()
 
-    async def _next_frame(self) -> _Sent | None:
+    async def _next_frame(self) -> Sent | None:
         """The next frame to send; None when there is no further one."""
         if self._again:
             return self._again.popleft()
@@ -317,13 +309,13 @@ class Talk:
         while (row := inbox.take()) is None:
             if inbox.finished or self.session.cancelled:
                 return None
-            self._changed.clear()
+            self._rows.changed.clear()
             if not len(inbox) and not inbox.ended:
-                await self._wait_for_change()
+                await self._rows.wait_for_change()
         if self.session.cancelled:
             return None
         frame, values = row
-        return _Sent(frame, values[self._options.input_name], int(values[TIMES][0]))
+        return Sent(frame, values[self._options.input_name], int(values[TIMES][0]))
 
     async def _pace(self, due_s: float) -> float:
         """Wait until a frame of a recording would have been said; returns when the next is due."""
@@ -337,13 +329,13 @@ class Talk:
 
     async def _make_room(self) -> None:
         """Let no more frames be in flight than may be."""
-        while len(self._flight) >= self._options.window_frames and not self.session.cancelled:
+        while len(self._rows) >= self._options.window_frames and not self.session.cancelled:
             if self._options.live:
                 self._facts["unanswered_frames"] += 1
-                await self._release(1)
+                await self._rows.release(1)
             else:
-                self._changed.clear()
-                await self._wait_for_change()
+                self._rows.changed.clear()
+                await self._rows.wait_for_change()
 
     async def _receive(self, connection: Connection) -> None:
         """Take what the server says, until it has said all."""
@@ -354,42 +346,60 @@ class Talk:
         waiting = asyncio.ensure_future(connection.receive())
         try:
             while not self.session.cancelled:
-                await self._wait_for_message(waiting)
+                await asyncio.wait({waiting}, timeout=_LOOK_S)
                 if not waiting.done():
                     if self._is_over(connection, loop.time() - last_s):
-                        return
+                        break
                     continue
                 try:
                     message = waiting.result()
                 except LostError:
-                    heard_all = self._told_end or not self._flight
-                    if self._sent_all and heard_all and connection.closed_well():
-                        await self._release(len(self._flight))
-                        return
+                    if self._has_ended(connection):
+                        break
                     raise
-                last_s = loop.time()
+                now_s = loop.time()
+                self._longest_gap_s = max(self._longest_gap_s, now_s - last_s)
+                last_s = now_s
                 if message.kind is Kind.AUDIO:
-                    samples_N = self._decode(decoder, message.payload)
-                    rest_N = np.concatenate([rest_N, samples_N])
-                    while rest_N.size >= FRAME_SIZE:
-                        await self._answer(rest_N[None, :FRAME_SIZE])
-                        rest_N = rest_N[FRAME_SIZE:]
-                elif message.kind is Kind.TEXT:
-                    await self._say(message.payload.decode("utf-8", errors="replace"))
-                elif message.kind is Kind.METADATA:
-                    await self._learn(connection.read_metadata(message.payload))
-                    await self._tell_end(connection)
-                elif message.kind is Kind.ERROR:
-                    said = message.payload.decode("utf-8", errors="replace")[:500]
-                    self._tell(f"the server says: {said}")
+                    rest_N = np.concatenate([rest_N, self._decode(decoder, message.payload)])
+                    rest_N = await self._answer(rest_N)
+                else:
+                    await self._take(connection, message)
+                if self._says_too_much(connection):
+                    break
                 waiting = asyncio.ensure_future(connection.receive())
         finally:
             waiting.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await waiting
+        if not self.session.cancelled:
+            self._facts["unanswered_frames"] += await self._rows.release()
 
-    async def _wait_for_message(self, waiting: asyncio.Future[Any]) -> None:
-        await asyncio.wait({waiting}, timeout=_LOOK_S)
+    async def _answer(self, samples_N: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Put whole frames of what the server says to those that they answer; gives the rest."""
+        while samples_N.size >= FRAME_SIZE:
+            self._progress = True
+            await self._rows.answer(samples_N[None, :FRAME_SIZE], more=self._sent_all)
+            samples_N = samples_N[FRAME_SIZE:]
+        return samples_N
+
+    async def _take(self, connection: Connection, message: Message) -> None:
+        """Take a message that is not audio."""
+        if message.kind is Kind.TEXT:
+            await self._rows.say(message.payload.decode("utf-8", errors="replace"))
+        elif message.kind is Kind.METADATA:
+            await self._learn(connection.read_metadata(message.payload))
+            await self._tell_end(connection)
+        elif message.kind is Kind.ERROR:
+            said = message.payload.decode("utf-8", errors="replace")[:500]
+            self._tell(f"the server says: {said}")
+
+    def _has_ended(self, connection: Connection) -> bool:
+        """Whether a connection that ended had nothing more to give."""
+        if connection.closed_well():
+            self._token = None  # nothing is left that could be continued
+            return self._sent_all and (self._told_end or not len(self._rows))
+        return self._sent_all and not connection.is_ours and not len(self._rows)
 
     def _is_over(self, connection: Connection, quiet_s: float) -> bool:
         """Whether nothing more is to come, after so long without a message.
@@ -399,9 +409,17 @@ class Talk:
         """
         silence_s = self._options.server.silence_s
         if self._sent_all and not connection.is_ours:
-            return quiet_s >= (_DRAIN_S if self._flight else _LINGER_S)
-        if quiet_s >= silence_s and (self._flight or self._sent_all):
+            drain_s = min(silence_s, max(_DRAIN_S, 2 * self._longest_gap_s))
+            return quiet_s >= (drain_s if len(self._rows) else _LINGER_S)
+        if quiet_s >= silence_s and (len(self._rows) or self._sent_all):
             raise LostError(f"the server said nothing for {silence_s:g} s")
+        return False
+
+    def _says_too_much(self, connection: Connection) -> bool:
+        """Whether a server that knows no end speaks on and on after the input."""
+        if self._sent_all and not connection.is_ours and self._rows.num_surplus > _LONGEST_TAIL:
+            self._tell("the server speaks on although the input has ended; the rest is left out")
+            return True
         return False
 
     def _decode(self, decoder: Decoder, payload: bytes) -> npt.NDArray[np.float32]:
@@ -420,66 +438,7 @@ class Talk:
                 fix="leave model.audio as it is, unless the server is moshi-pipe",
             ) from error
 
-    # ---- rows
-
-    async def _answer(self, audio_CN: npt.NDArray[np.float32]) -> None:
-        """Put an answer beside the frame that it belongs to."""
-        self._progress = True
-        now_ns = self._clock.now_ns()
-        async with self._lock:
-            if self._flight:
-                sent = self._flight.popleft()
-                self._changed.set()
-                took_ns = now_ns - sent.sent_ns
-                row = self._heard(sent) | {"audio": audio_CN}
-                row[TIMES] = (sent.delivered_ns, sent.sent_ns, now_ns, took_ns)
-                await self._put(sent.frame, row)
-                frames = ((self.session.id, sent.frame, sent.delivered_ns),)
-                stages = ((sent.sent_ns, now_ns),)
-                self._count(TickTimes(sent.sent_ns, now_ns, stages, frames))
-                self._last_has_audio = True
-            elif self._last >= 0 and (not self._last_has_audio or self._sent_all):
-                frame = self._last + self._last_has_audio  # the server speaks on
-                self._last_has_audio = True
-                await self._put(frame, {"audio": audio_CN, TIMES: (now_ns, now_ns, now_ns, 0)})
-            else:
-                self._facts["surplus_frames"] = self._facts.get("surplus_frames", 0) + 1
-
-    async def _say(self, text: str) -> None:
-        """Put a piece of text to the frame that was answered last."""
-        now_ns = self._clock.now_ns()
-        async with self._lock:
-            times = (now_ns, now_ns, now_ns, 0)
-            await self._put(max(0, self._last), {"text": self._pieces.number(text), TIMES: times})
-
-    async def _release(self, count: int) -> None:
-        """Give up waiting for the answers of the oldest frames."""
-        async with self._lock:
-            for _ in range(min(count, len(self._flight))):
-                sent = self._flight.popleft()
-                now_ns = self._clock.now_ns()
-                times = (sent.delivered_ns, sent.sent_ns, now_ns, 0)
-                await self._put(sent.frame, self._heard(sent) | {TIMES: times})
-                self._last_has_audio = False
-        self._changed.set()
-
-    def _heard(self, sent: _Sent) -> dict[str, Any]:
-        row: dict[str, Any] = {name: sent.audio for name in self._options.user_outputs}
-        return row | {"text": self._pieces.padding_id}
-
-    async def _put(self, frame: int, row: Mapping[str, Any]) -> None:
-        """Put a row into the outbox, waiting for room."""
-        session, outbox = self.session, self.session.outbox
-        while not outbox.put(frame, row):
-            if outbox.ended or session.cancelled:
-                return
-            self._changed.clear()
-            if outbox.full and not outbox.ended:
-                await self._wait_for_change()
-        if frame > self._last:
-            session.num_frames += 1
-            session.next_frame = frame + 1
-            self._last = frame
+    # ---- what the server says
 
     async def _learn(self, values: Mapping[str, Any]) -> None:
         """Take over what the server says about the conversation."""
@@ -492,9 +451,9 @@ class Talk:
             counts = (values.get("dropped_frames"), values.get("skipped_frames"))
             lost = sum(count for count in counts if isinstance(count, int))
             if lost > self._lost_frames:
-                self._facts["lost_frames"] = self._facts.get("lost_frames", 0) + lost
-                await self._release(lost - self._lost_frames)
-                self._lost_frames = lost
+                more, self._lost_frames = lost - self._lost_frames, lost
+                self._facts["lost_frames"] = self._facts.get("lost_frames", 0) + more
+                await self._rows.release(more)
         elif kind == "ending":
             self._tell(f"the server ends soon: {str(values.get('reason'))[:80]}")
 
@@ -505,3 +464,5 @@ class Talk:
             shown = ("server", "model", "session", "resumed", "seed", "limits", "sampling")
             facts["session"] = {key: session[key] for key in shown if key in session}
         self._facts |= {"url": connection.url, **facts, "ignored": dict(connection.ignored)}
+        if self._rows.num_surplus:
+            self._facts["surplus_frames"] = self._rows.num_surplus

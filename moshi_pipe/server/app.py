@@ -172,6 +172,8 @@ async def _converse(front: Front, socket: WebSocket, address: str) -> None:
         front.board.count("refused.bad_request")
         await _refuse(socket, Close.POLICY, "bad_request", str(error))
         return
+    if request.num_ignored:
+        front.board.count("requests.unknown_parameters")
     await socket.accept()
     conversation = Conversation(
         front.board.number(), _Socket(socket), request, facts, front.setting, address

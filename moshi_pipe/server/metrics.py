@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _EDGE_COUNTS = {
     "bad_messages": ("kind", "Messages of clients that the protocol does not know"),
     "refused": ("reason", "Connections refused before they could wait"),
+    "requests": ("with", "Requests of clients that were let in"),
     "closed": ("reason", "Connections closed by the edge"),
     "bytes": ("direction", "Bytes of websocket messages"),
 }

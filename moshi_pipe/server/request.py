@@ -51,8 +51,14 @@ PARAMETERS: Final = (
 )
 """All parameters that mean something; ``token`` is looked at before, see ``guard``."""
 
-WITHOUT_EFFECT: Final = ("text_seed", "pad_mult", "repetition_penalty_context", "email")
-"""Parameters of the Rust server that clients may send, and that change nothing here."""
+WITHOUT_EFFECT: Final = (
+    "text_seed",
+    "pad_mult",
+    "repetition_penalty_context",
+    "email",
+    "worker_auth_id",
+)
+"""Parameters of the Rust server and its page that change nothing here."""
 
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,20}")
 _NUMBER: Final = re.compile(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,8 @@ from moshi_pipe.server.listening import check_options, listen, url
 from moshi_pipe.server.messages import Close
 from moshi_pipe.server.metrics import ServerMetrics
 from moshi_pipe.server.process import EdgeProcess, start_edge
+from moshi_pipe.server.tls import prepare_tls
+from moshi_pipe.server.tunnel import check_tunnel, open_tunnel
 
 if TYPE_CHECKING:
     import socket
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from moshi_pipe.graph.host import Host
     from moshi_pipe.server.guest import Guest
     from moshi_pipe.server.options import WebsocketOptions
+    from moshi_pipe.server.tls import SelfSigned
+    from moshi_pipe.server.tunnel import Tunnel
 
 EXTRA: Final = ("starlette", "uvicorn", "websockets", "prometheus_client")
 """Modules of the extra ``server`` without which nothing can be served."""
@@ -60,6 +65,7 @@ class WebsocketSource(Source):
         self, options: WebsocketOptions, now_s: Callable[[], float] = time.monotonic
     ) -> None:
         check_options(options.server, options.edge)
+        check_tunnel(options.server)
         missing = [name for name in EXTRA if find_spec(name) is None]
         if missing:
             raise BackendError(
@@ -69,6 +75,8 @@ class WebsocketSource(Source):
             )
         self.port = 0
         self._options = options.server
+        self._made: SelfSigned | None = None
+        self._tunnel: Tunnel | None = None
         self._num_edges = options.edge.processes
         self._now_s = now_s
         self._arrived: asyncio.Queue[Guest | None] = asyncio.Queue()
@@ -87,12 +95,14 @@ class WebsocketSource(Source):
         self._stopping = False
 
     def num_sessions(self) -> int | None:
-        """Take the port, so that a run that cannot have it ends before its model is loaded.
+        """Take port and certificate: a run that has none ends before its model is loaded.
 
         Raises:
             InputError: The address cannot be listened on.
+            ConfigError: The certificate cannot be used.
         """
         if not self._listening:
+            self._options, self._made = prepare_tls(self._options)
             self._listening = listen(self._options.host, self._options.port)
             self.port = self._listening[0].getsockname()[1]
         return None
@@ -119,10 +129,12 @@ class WebsocketSource(Source):
 
         Raises:
             InputError: The address cannot be listened on.
+            BackendError: The tunnel does not open.
         """
         self.num_sessions()
         assert self._host is not None, "a run attaches its engine before it asks for sessions"
         try:
+            await self._open_tunnel()
             self._keeping = [
                 asyncio.create_task(self._keep_edge(number)) for number in range(self._num_edges)
             ]
@@ -152,6 +164,13 @@ class WebsocketSource(Source):
             self._desk.end_all("shutdown")
         self._desk.close_all(Close.GOING_AWAY, "shutdown")  # of what does not end by itself
         self._arrived.put_nowait(None)
+
+    async def _open_tunnel(self) -> None:
+        """Get the public address, whose page may connect then."""
+        self._tunnel = await open_tunnel(self._options, self.port)
+        if self._tunnel is not None:
+            origins = [*self._options.origins, self._tunnel.url]
+            self._options = replace(self._options, origins=origins)
 
     async def _keep_time(self) -> None:
         while True:
@@ -208,7 +227,19 @@ class WebsocketSource(Source):
         if number not in self._greeted:
             self._greeted.add(number)
             if len(self._greeted) == self._num_edges:
-                _log.info("talk at %s", url(self._options, self.port))
+                self._say_where()
+
+    def _say_where(self) -> None:
+        _log.info("talk at %s", url(self._options, self.port))
+        if self._made is not None:
+            _log.warning(
+                "the certificate is of our own making: browsers warn of it once; its SHA-256 is %s",
+                self._made.fingerprint,
+            )
+        if self._tunnel is not None:
+            _log.info(
+                "talk at %s from anywhere; %s carries it", self._tunnel.url, self._options.tunnel
+            )
 
     def _answer(self, what: str) -> Any:
         """Answer what an edge process is asked by a client."""
@@ -234,6 +265,8 @@ class WebsocketSource(Source):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._tunnel is not None:
+            await self._tunnel.close()
         for one in self._listening:
             one.close()
         self._listening = []

@@ -93,7 +93,7 @@ def test_a_live_session_begins_with_the_handshake_and_forgets_what_came_before()
         await asyncio.to_thread(begin.wait, 10)
         await server.talk(socket, heard)
 
-    with RustLikeServer(script=slow) as server:
+    with RustLikeServer(script=slow, handshake=b"\x00", offset=1) as server:
         engine, session = engine_for(server), live_session(5)
         rows = Rows(session)
         engine.start()

@@ -15,6 +15,7 @@ import soundfile
 pytest.importorskip("websockets")
 sphn = pytest.importorskip("sphn")
 
+from support.remote_runs import FRAMES, certificate, record, run  # noqa: E402
 from support.rust_like_server import FRAME, SERIAL, Heard, RustLikeServer, pages_of  # noqa: E402
 
 from moshi_pipe.cli import main  # noqa: E402
@@ -22,35 +23,7 @@ from moshi_pipe.cli import main  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FRAMES = 12
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def talk(tmp_path: Path) -> Path:
-    """A recording of twelve frames, less a little."""
-    generator = np.random.default_rng(7)
-    samples = np.cumsum(generator.normal(0, 0.01, FRAMES * FRAME - 100))
-    samples = (0.3 * np.sin(samples)).astype(np.float32)
-    path = tmp_path / "talk.wav"
-    soundfile.write(path, samples, 24000, subtype="PCM_16")
-    return path
-
-
-def run(server: RustLikeServer | str, talk: Path, *words: str, pace: str = "null") -> int:
-    url = server if isinstance(server, str) else server.url
-    out = talk.parent / "out"
-    return main(
-        [
-            *("model=remote", f"model.url={url}", f"model.pace={pace}", "seed=5"),
-            *(f"source.path={talk}", f"output_dir={out}", *words),
-        ]
-    )
-
-
-def record(talk: Path) -> dict[str, Any]:
-    text = (talk.parent / "out" / "talk.session.json").read_text()
-    return dict(json.loads(text))
 
 
 def frames_of(talk: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -84,6 +57,7 @@ def test_settings_go_along_as_parameters(talk: Path) -> None:
         "audio_temperature": "0.5",
         "text_topk": "30",
         "max_s": "60",
+        "max_steps": "750",
         "seed": seed,
         "audio_seed": seed,
         "text_seed": seed,
@@ -98,13 +72,13 @@ def test_an_answer_is_recorded_beside_what_was_heard(talk: Path) -> None:
     back, answers = sphn.OpusStreamWriter(24000), sphn.OpusStreamReader(24000)
     sent = [heard.append_bytes(bytes(there.append_pcm(frame))) for frame in frames_of(talk)]
     expected = [
-        answers.append_bytes(bytes(back.append_pcm(frame * np.float32(0.5)))) for frame in sent[1:]
+        answers.append_bytes(bytes(back.append_pcm(frame * np.float32(0.5)))) for frame in sent[2:]
     ]
     both, _ = soundfile.read(talk.parent / "out" / "talk.wav", dtype="float32")
     assert len(both) == FRAMES * FRAME - 100
-    assert not both[:FRAME, 0].any()
+    assert not both[: 2 * FRAME, 0].any()
     wanted = np.concatenate(expected)[:-100]
-    np.testing.assert_allclose(both[FRAME:, 0], wanted, atol=1.1 / 32768)
+    np.testing.assert_allclose(both[2 * FRAME :, 0], wanted, atol=1.1 / 32768)
     np.testing.assert_array_equal(both[:, 1], frames_of(talk).reshape(-1)[:-100])
 
 
@@ -114,16 +88,53 @@ def test_pieces_become_words_with_times_and_without_ids(talk: Path) -> None:
 
     lines = (talk.parent / "out" / "talk.jsonl").read_text().splitlines()
     words = [json.loads(line) for line in lines]
-    assert [word["text"] for word in words] == ["Hello,", "worldé", "Hello,", "world\ufffd"]
-    assert words[1]["start_s"] == 0.24
-    assert words[0]["tokens"][0] == {"piece": "▁Hello", "time_s": 0.08}
+    assert [word["text"] for word in words] == ["Hello,", "worldé", "Hello,", "world"]
+    assert words[1]["start_s"] == 0.32
+    assert words[0]["tokens"][0] == {"piece": "▁Hello", "time_s": 0.16}
 
 
 def test_the_handshake_may_be_one_byte(talk: Path) -> None:
-    with RustLikeServer(handshake=b"\x00") as server:
+    with RustLikeServer(handshake=b"\x00", offset=1) as server:
         assert run(server, talk) == 0
 
     assert record(talk)["remote"]["handshake"] == 1
+
+
+def test_the_language_model_of_moshi_server_is_understood(talk: Path) -> None:
+    with RustLikeServer(style="lm") as server:
+        words = [f"model.url={server.url}/api/lm", "sink.file.bits=32"]
+        assert run(server, talk, *words) == 0
+        assert server.heard[0].path == "/api/lm"
+        lm = soundfile.read(talk.parent / "out" / "talk.wav")[0]
+        lm_words = (talk.parent / "out" / "talk.txt").read_text()
+    with RustLikeServer() as server:
+        assert run(server, talk, "sink.file.bits=32") == 0
+
+    np.testing.assert_array_equal(lm, soundfile.read(talk.parent / "out" / "talk.wav")[0])
+    assert lm_words == (talk.parent / "out" / "talk.txt").read_text()
+    assert "metadata" in record(talk)["remote"]
+
+
+def test_a_penalty_goes_along_as_the_rust_server_wants_it(talk: Path) -> None:
+    with RustLikeServer() as server:
+        assert run(server, talk, "sampling.repetition_penalty=1.5") == 0
+
+    query = server.heard[0].query
+    assert (query["repetition_penalty"], query["repetition_penalty_context"]) == ("1.5", "64")
+
+
+def test_parameters_of_the_address_are_kept_and_shown_to_nobody(
+    talk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RustLikeServer() as server:
+        url = f"ws://me:secret@127.0.0.1:{server.port}/api/chat?pad_mult=1.5&auth_id=hidden"
+        assert run(url, talk) == 0
+
+    assert server.heard[0].query["pad_mult"] == "1.5"
+    said = "".join(capsys.readouterr())
+    assert "secret" not in said
+    assert "hidden" not in said
+    assert record(talk)["remote"]["url"] == f"ws://127.0.0.1:{server.port}/api/chat"
 
 
 def test_what_the_server_is_is_in_the_record(talk: Path) -> None:
@@ -168,7 +179,7 @@ def test_without_reconnecting_a_lost_conversation_fails(
         assert run(server, talk, "model.reconnect=0") == 7
 
     assert len(server.heard) == 1
-    assert "the server closed the connection (1000)" in record(talk)["error"]
+    assert "the connection broke" in record(talk)["error"]
     assert "model.reconnect=N" in capsys.readouterr().err
 
 
@@ -184,6 +195,7 @@ def test_a_server_that_says_nothing_counts_as_lost(talk: Path) -> None:
 
     assert "the server said nothing for 0.6 s" in record(talk)["error"]
     assert len(server.heard[0].messages) == 5  # four in flight, and the one without an answer
+    assert record(talk)["remote"]["handshake"] == 1
 
 
 def test_a_server_that_does_not_begin_is_given_up(talk: Path) -> None:
@@ -251,42 +263,6 @@ def test_a_moshi_pipe_server_is_told_of_the_end_and_gives_the_conversation_back(
     told = record(talk)
     assert told["remote"]["session"]["resumed"] is True
     assert "the same conversation, if the server still holds it" in told["warnings"][0]
-
-
-def certificate(folder: Path) -> tuple[str, str]:
-    """A self-signed one for 127.0.0.1, and its key."""
-    x509 = pytest.importorskip("cryptography.x509")
-    import datetime
-    import ipaddress
-
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    cert_path, key_path = folder / "cert.pem", folder / "key.pem"
-    cert_path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return str(cert_path), str(key_path)
 
 
 def test_a_self_signed_certificate_is_refused_unless_it_is_allowed(

@@ -7,6 +7,8 @@ from urllib.parse import urlencode
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.edge import edge, run
+from websockets.asyncio.client import connect
 
 from moshi_pipe.server.messages import AudioFormat
 from moshi_pipe.server.request import (
@@ -140,6 +142,18 @@ def test_what_is_not_known_is_counted_and_changes_nothing() -> None:
     assert parse_request("cfg=3&voice=x", FACTS) == Request(num_ignored=2)
     quiet = urlencode(dict.fromkeys(WITHOUT_EFFECT, "1"))
     assert parse_request(quiet, FACTS) == Request()
+
+
+def test_an_edge_counts_requests_with_unknown_parameters() -> None:
+    async def talk() -> None:
+        async with edge() as one:
+            for query in ("", "?text_seed=1", "?voice=x&cfg=3"):
+                async with connect(one.url + query) as client:
+                    assert await client.recv() == b"\x00"
+            name = "requests.unknown_parameters"
+            await one.engine.until(lambda: one.engine.counted(name) == 1)
+
+    run(talk)
 
 
 def test_the_query_of_the_references_page_is_taken() -> None:

@@ -1,11 +1,15 @@
-"""A server that does on the wire what the reference's Rust server does, and echoes as its model.
+"""Servers that do on the wire what the reference's Rust servers do, and echo as their model.
 
-Metadata first, then a handshake of nine bytes; Opus in pages of 40 ms with serial 42, its header
-pages in front of the first audio message; a first byte above 6 ends the session; so does the last
-step. It answers frame k of what it hears with frame k-1 of its own: what it heard, at half the
-amplitude, and a piece of text.
+``backend`` is moshi-backend: metadata first, then a handshake of nine bytes; Opus in messages of
+one page of 40 ms with serial 42, the header pages in front of the first. ``lm`` is the language
+model of moshi-server: no metadata, the header pages in a message of their own right after the
+handshake, a page of 80 ms per message, text in front of its audio. Both: a first byte above 6 ends
+the session; so does the last step; a session ends without a word, its connection drops. The first
+two frames have no answer; then each is answered by itself, at half the amplitude, and by a piece of
+text.
 
-Source: kyutai-labs/moshi@e6a55d2 rust/protocol.md and rust/moshi-backend/src/stream_both.rs.
+Source: kyutai-labs/moshi@e6a55d2 rust/protocol.md, rust/moshi-backend/src/stream_both.rs and
+rust/moshi-server/src/lm.rs.
 """
 
 from __future__ import annotations
@@ -49,23 +53,32 @@ class RustLikeServer:
     """Runs on a thread and a loop of its own while the block lasts.
 
     Args:
+        style: ``backend`` or ``lm``.
         tls: Certificate and key, as files.
         max_steps: Frames after which a session ends.
-        handshake: What it begins with, after the metadata.
+        handshake: What it begins with.
+        offset: Frames without an answer.
+        refuse: Status of the answer to everybody, in place of a websocket.
         script: Replaces what it does after accepting, for tests of faults.
     """
 
     def __init__(
         self,
         *,
+        style: str = "backend",
         tls: tuple[str, str] | None = None,
         max_steps: int = 4500,
         handshake: bytes = HANDSHAKE,
+        offset: int = 2,
+        refuse: int | None = None,
         script: Callable[[RustLikeServer, Any, Heard], Any] | None = None,
     ) -> None:
         self.heard: list[Heard] = []
         self.port = 0
+        self._style = style
         self._tls = tls
+        self._offset = offset
+        self._refuse = refuse
         self._max_steps = max_steps
         self._handshake = handshake
         self._script = script
@@ -102,7 +115,12 @@ class RustLikeServer:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*self._tls)
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with serve(self._accept, "127.0.0.1", 0, ssl=context, compression=None) as server:
+
+        def look(connection: Any, request: Any) -> Any:
+            return connection.respond(self._refuse, "no") if self._refuse else None
+
+        options: dict[str, Any] = {"ssl": context, "compression": None, "process_request": look}
+        async with serve(self._accept, "127.0.0.1", 0, **options) as server:
             self.port = server.sockets[0].getsockname()[1]
             self._ready.set()
             await self._stop.wait()
@@ -124,29 +142,45 @@ class RustLikeServer:
 
     async def talk(self, socket: Any, heard: Heard) -> None:
         """Hold a conversation until either side ends it."""
-        await socket.send(b"\x04" + json.dumps(METADATA).encode())
-        await socket.send(self._handshake)
         reader, writer = sphn.OpusStreamReader(24000), sphn.OpusStreamWriter(24000)
+        lm = self._style == "lm"
+        if not lm:
+            await socket.send(b"\x04" + json.dumps(METADATA).encode())
+        await socket.send(self._handshake)
+        if lm:
+            await socket.send(b"\x01" + header_pages())
         rest = np.zeros(0, np.float32)
         async for message in socket:
             heard.messages.append(message)
             if not message:
                 continue
             if message[0] > 6:
-                return
+                break
             if message[0] != 1:
                 continue
             rest = np.concatenate([rest, reader.append_bytes(message[1:])])
             while rest.size >= FRAME:
                 frame, rest = rest[:FRAME], rest[FRAME:]
                 heard.frames += 1
-                if heard.frames > 1:
-                    pages = bytes(writer.append_pcm(frame * np.float32(0.5)))
-                    await socket.send(b"\x01" + pages)
-                    piece = PIECES[(heard.frames - 2) % len(PIECES)]
-                    await socket.send(b"\x02" + piece.encode())
+                if heard.frames > self._offset:
+                    piece = PIECES[(heard.frames - self._offset - 1) % len(PIECES)].encode()
+                    pages = list(pages_of(bytes(writer.append_pcm(frame * np.float32(0.5)))))
+                    if len(pages) == 4:  # the first time, with two of headers
+                        pages = pages[2:] if lm else [b"".join(pages[:3]), pages[3]]
+                    said = [b"\x01" + page for page in ([b"".join(pages)] if lm else pages)]
+                    text = [b"\x02" + piece]
+                    for answer in [*text, *said] if lm else [*said, *text]:
+                        await socket.send(answer)
                 if heard.frames >= self._max_steps:
+                    # It drops the connection; what was written before that still arrives.
+                    socket.transport.close()
                     return
+
+
+def header_pages() -> bytes:
+    """What an Ogg Opus stream begins with."""
+    first = bytes(sphn.OpusStreamWriter(24000).append_pcm(np.zeros(FRAME, np.float32)))
+    return b"".join(list(pages_of(first))[:2])
 
 
 def pages_of(data: bytes) -> Iterator[bytes]:

@@ -73,7 +73,7 @@ class Server:
 
     def __enter__(self) -> Server:
         if not self._ready.wait(_START_S) or not self.url:
-            self.process.kill()
+            self.stop()
             raise RuntimeError("the server did not start:\n" + "".join(self.lines))
         return self
 
@@ -93,6 +93,8 @@ class Server:
             raise
         finally:
             self._reader.join(5)
+            if self.process.stderr is not None:
+                self.process.stderr.close()
 
     def pids(self) -> list[int]:
         """The engine's process, then its edges."""
@@ -106,12 +108,13 @@ class Server:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            found = _URL.search(line)
-            if found and not self.url:
-                self.url = found[0]
-                self._ready.set()
+        with self.process.stderr as written:
+            for line in written:
+                self.lines.append(line)
+                found = _URL.search(line)
+                if found and not self.url:
+                    self.url = found[0]
+                    self._ready.set()
         self._ready.set()
 
 
