@@ -163,6 +163,18 @@ def test_leaving_the_page_ends_the_conversation(page: Page, server: MockServer) 
     assert server.seen[0].close in (Close.DONE, Close.GOING_AWAY)
 
 
+def test_the_screen_stays_on_as_long_as_it_lasts(page: Page) -> None:
+    page.evaluate("""() => {
+        globalThis.locks = 0;
+        const request = async () => (++locks, { release: async () => --locks });
+        Object.defineProperty(navigator, "wakeLock", { value: { request } });
+    }""")
+    talk(page)
+    until(page, lambda: page.evaluate("() => locks") == 1)
+    page.click("#talk")
+    until(page, lambda: page.evaluate("() => locks") == 0)
+
+
 # Keeping it.
 
 
