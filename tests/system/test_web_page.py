@@ -259,6 +259,7 @@ def test_a_full_server_is_told_plainly(page: Page, server: MockServer) -> None:
 
     assert notice(page).startswith("All places are taken")
     assert page.is_enabled("#talk")
+    assert page.inner_text("#talk-label") == "Talk"
 
 
 def test_without_permission_it_says_where_to_give_it(
@@ -280,9 +281,13 @@ def test_an_insecure_address_is_explained_at_once(
     quiet = "Cross-Origin-Opener-Policy"  # Chromium says that it ignores it without https
     with (
         open_browser(playwright, mapped) as insecure,
-        open_page(insecure, url, expected=quiet) as page,
+        open_page(insecure, url, size=NARROW, expected=quiet) as page,
     ):
-        assert "localhost:8998" in notice(page)
+        box = page.locator("#notice").bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= NARROW[0]
+        assert f"ssh -L {server.port}:localhost:{server.port} elsewhere.test" in notice(page)
         assert page.is_disabled("#talk")
 
 
