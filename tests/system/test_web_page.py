@@ -23,9 +23,12 @@ from support.browser import (
     why_none,
     words,
 )
-from support.mock_server import MockServer
 
 from moshi_pipe.server.messages import Close
+
+pytest.importorskip("websockets")
+
+from support.mock_server import MockServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
