@@ -75,7 +75,7 @@ def _check_token(server: ServerOptions) -> None:
         ConfigError: Says how to ask for a token, or how to do without.
     """
     if server.token_env is not None:
-        if not os.environ.get(server.token_env):
+        if not os.environ.get(server.token_env, "").strip():
             raise ConfigError(
                 f"the environment variable {server.token_env} holds no token",
                 fix=f"set it, such as {server.token_env}=$(openssl rand -hex 16)",

@@ -41,7 +41,11 @@ def test_strangers_come_in_only_when_that_is_meant(
 
 
 def test_a_token_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORD", raising=False)
+    for word in ("", " "):
+        monkeypatch.setenv("WORD", word)
+        with pytest.raises(ConfigError, match=r"^the environment variable WORD holds no token\n"):
+            make(token_env="WORD")
+    monkeypatch.delenv("WORD")
     with pytest.raises(ConfigError, match=r"^the environment variable WORD holds no token\n"):
         make(token_env="WORD")
 
