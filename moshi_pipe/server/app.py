@@ -65,7 +65,7 @@ def make_app(front: Front, pages: Mapping[str, Page] | None = None) -> ASGIApp:
     files = read_pages() if pages is None else pages
 
     async def page(request: HttpRequest) -> Response:
-        file = files[request.url.path]
+        file = files[request.scope["path"]]  # of `url`, a strange Host makes another path
         headers = {"etag": file.etag, "cache-control": "no-cache"}
         if request.headers.get("if-none-match") == file.etag:
             return Response(status_code=304, headers=headers)
@@ -167,7 +167,7 @@ def _deny(front: Front, socket: WebSocket) -> Response | None:
 async def _converse(front: Front, socket: WebSocket, address: str) -> None:
     facts: dict[str, Any] = dict(front.board.facts or {})
     try:
-        request = parse_request(socket.url.query, facts)
+        request = parse_request(socket.scope["query_string"].decode("latin-1"), facts)
     except BadRequest as error:
         front.board.count("refused.bad_request")
         await _refuse(socket, Close.POLICY, "bad_request", str(error))
