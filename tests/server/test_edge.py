@@ -456,8 +456,9 @@ def test_the_stop_closes_clients_as_going_away() -> None:
         async with edge() as one, raw(one) as client:
             await begin(client)
             one.engine.link.send({"op": "stop"})
-            _, code, reason = await rest(client)
+            messages, code, reason = await rest(client)
             assert (code, reason) == (1001, "shutdown")
+            assert of_kind(messages, 5) == [b"shutdown: the server stops"]
             assert await one.serving == 0
 
     run(talk)
@@ -468,8 +469,9 @@ def test_an_engine_that_is_gone_closes_clients_for_a_restart() -> None:
         async with edge() as one, raw(one) as client:
             await begin(client)
             one.engine.link.close()
-            _, code, reason = await rest(client)
+            messages, code, reason = await rest(client)
             assert (code, reason) == (1012, "engine failed")
+            assert of_kind(messages, 5) == [b"engine_failed: its process is gone"]
             assert await one.serving == 0
 
     run(talk)
