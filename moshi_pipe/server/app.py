@@ -7,6 +7,7 @@ for the token where there is one.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -133,9 +134,10 @@ async def _chat(front: Front, socket: WebSocket) -> None:
         return
     if full is not None:
         front.board.count("refused.connections")
-        await _refuse(
-            socket, Close.TRY_LATER, "too_many_connections", "the server has no room; try later"
-        )
+        with suppress(WebSocketDisconnect):
+            await _refuse(
+                socket, Close.TRY_LATER, "too_many_connections", "the server has no room; try later"
+            )
         return
     try:
         await _converse(front, socket, address)

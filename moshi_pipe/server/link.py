@@ -9,8 +9,8 @@ The engine's process makes everything and starts each edge process with
 
     moshi_pipe.server.edge_process.main(options_json, listen_fds, link_fd, memory_fd)
 
-with four strings: a JSON object ``{"edge": 0, "server": {...}, "lanes": 12, "frame_samples": 1920,
-"engine_pid": 123}`` where ``server`` holds the fields of
+with four strings: a JSON object ``{"edge": 0, "server": {...}, "lanes": 12,
+"frame_samples": 1920}`` where ``server`` holds the fields of
 :class:`~moshi_pipe.server.options.ServerOptions`; the descriptors of the listening sockets, comma
 separated, as there may be one per address of the host; that of the edge's end of the link; and that
 of the memory of its lanes, see :func:`~moshi_pipe.server.lane.map_memory`. All are inherited and
@@ -32,7 +32,7 @@ Objects, by their ``op``. From the edge:
   the edge touches its lane no more. Lost connections may come back;
 - ``counts`` (``counts``): events since the last, by name and label, ``bad_messages.empty``;
   ``gauges`` (``gauges``): what is now, such as ``connections``;
-- ``ask`` (``id``, ``what``: ``info``, ``metrics`` or ``ready``), answered by ``answer`` (``id``,
+- ``ask`` (``id``, ``what``: ``info`` or ``metrics``), answered by ``answer`` (``id``,
   ``value``);
 - ``log`` (``level``, ``text``).
 
