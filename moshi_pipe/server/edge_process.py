@@ -119,8 +119,7 @@ async def serve(
     if board.stopped:
         board.end_all(Close.GOING_AWAY, "shutdown", "shutdown: the server stops")
     else:
-        error = "engine_failed: its process is gone"
-        board.end_all(Close.RESTART, "engine failed", error)
+        board.end_all(Close.RESTART, "engine failed", "engine_failed: its process is gone")
     await listener.close(STOP_S)
     board.close()
     link.close()
