@@ -251,16 +251,16 @@ class Conversation:
             self._outbox.put(messages.error("unsupported", "a conversation cannot be restarted"))
         elif control is Control.END_TURN:
             self._end_turn()
-        elif self.state is State.SEATED and self._paused != (control is Control.PAUSE):
+        elif self.state is State.SEATED:
             self._paused = control is Control.PAUSE
-            self._tell("pause" if self._paused else "start")
 
     def _end_turn(self) -> None:
         if self.state in (State.ASKED, State.WAITING):
             self._close(End(Close.DONE, "done"), lost=False)
         elif self.state is State.SEATED and not self._input_ended:
             self._input_ended = True
-            self._tell("end_turn", rows=self._intake.finish(self._now_ns()))
+            rows = self._intake.finish(self._now_ns())
+            self._setting.link.send({"op": "end_turn", "conn": self.conn, "rows": rows})
 
     def _ping(self, payload: bytes) -> None:
         if len(payload) > messages.MAX_PING:
@@ -468,9 +468,6 @@ class Conversation:
     def _put(self, rows: int) -> None:
         if self.lane is not None:
             self._setting.link.put(self.lane, rows)
-
-    def _tell(self, op: str, **values: Any) -> None:
-        self._setting.link.send({"op": op, "conn": self.conn, **values})
 
     def _go(self, state: State) -> None:
         if state is not self.state:

@@ -27,7 +27,6 @@ Objects, by their ``op``. From the edge:
   ``text_top_k`` and ``repetition_penalty``, those that it sets), ``seed``, ``max_s``, ``record``
   and ``resume``;
 - ``end_turn`` (``conn``, ``rows``): its input has ended after so many rows up;
-- ``pause``, ``start`` (``conn``): while paused nothing is put;
 - ``gone`` (``conn``, ``lost``, ``why``): the connection is over, also after ``end`` and ``refuse``;
   the edge touches its lane no more. Lost connections may come back;
 - ``counts`` (``counts``): events since the last, by name and label, ``bad_messages.empty``;
@@ -46,7 +45,7 @@ From the engine:
   send the error if there is one, and close; at once if ``rows`` is 0 or the connection was not
   seated;
 - ``refuse`` (``conn``, ``close``, ``reason``, ``error``): in place of a seat;
-- ``drain`` (``in_s``): accept nobody any more; ``stop``: close what is left, and end.
+- ``drain``: accept nobody any more; ``stop``: close what is left, and end.
 """
 
 from __future__ import annotations

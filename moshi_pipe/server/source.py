@@ -152,7 +152,7 @@ class WebsocketSource(Source):
         self._stopping = True
         in_s = self._options.drain_s
         for edge in self._edges:
-            edge.link.send({"op": "drain", "in_s": in_s})
+            edge.link.send({"op": "drain"})
         self._desk.drain(in_s)
         self._begin(self._drain(in_s))
 

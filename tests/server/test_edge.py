@@ -230,7 +230,6 @@ def test_a_pause_sends_nothing_on_until_the_start() -> None:
             await client.send(pcm(noise(1, seed=1)))
             await client.recv()
             guest = await one.engine.client()
-            assert [told["op"] for told in guest.told] == ["pause", "start"]
             assert np.array_equal(guest.heard, noise(1, seed=1))
 
     run(talk)
