@@ -140,7 +140,7 @@ async def _chat(front: Front, socket: WebSocket) -> None:
             )
         return
     try:
-        await _converse(front, socket, address)
+        await _converse(front, socket)
     except WebSocketDisconnect:
         front.board.count("gone_at_once")
     finally:
@@ -166,7 +166,7 @@ def _deny(front: Front, socket: WebSocket) -> Response | None:
     return None
 
 
-async def _converse(front: Front, socket: WebSocket, address: str) -> None:
+async def _converse(front: Front, socket: WebSocket) -> None:
     facts: dict[str, Any] = dict(front.board.facts or {})
     try:
         request = parse_request(socket.scope["query_string"].decode("latin-1"), facts)
@@ -178,7 +178,7 @@ async def _converse(front: Front, socket: WebSocket, address: str) -> None:
         front.board.count("requests.unknown_parameters")
     await socket.accept()
     conversation = Conversation(
-        front.board.number(), _Socket(socket), request, facts, front.setting, address
+        front.board.number(), _Socket(socket), request, facts, front.setting
     )
     front.board.enter(conversation)
     try:

@@ -108,7 +108,6 @@ class Conversation:
         request: What it asked for.
         facts: Of the engine; see :mod:`moshi_pipe.server.link`.
         setting: What it shares with others.
-        peer: Address of the client.
 
     Attributes:
         conn: Its number on the link.
@@ -123,7 +122,6 @@ class Conversation:
         request: Request,
         facts: dict[str, Any],
         setting: Setting,
-        peer: str,
     ) -> None:
         self.conn = conn
         self.state = State.ASKED
@@ -131,7 +129,6 @@ class Conversation:
         self._socket = socket
         self._request = request
         self._setting = setting
-        self._peer = peer
         options = setting.options
         frame_s = facts["frame_samples"] / facts["sample_rate"]
         self._lossless = bool(facts["lossless"])
@@ -161,9 +158,7 @@ class Conversation:
     async def run(self) -> None:
         """Hold the conversation until it is over; the engine is told of its end in any case."""
         fields = self._request.to_link()
-        self._setting.link.send(
-            {"op": "open", "conn": self.conn, "request": fields, "peer": self._peer}
-        )
+        self._setting.link.send({"op": "open", "conn": self.conn, "request": fields})
         tasks = [
             asyncio.ensure_future(one) for one in (self._read(), self._send_all(), self._look())
         ]

@@ -192,7 +192,7 @@ class Desk(Doors):
         op = message.get("op")
         if op == "open":
             number = int(message["conn"])
-            connection = Connection(edge, number, message["request"], str(message.get("peer", "")))
+            connection = Connection(edge, number, message["request"])
             self._connections[edge, number] = connection
             self.lobby.arrive(connection, connection.request.get("resume"))
         elif op == "gone":

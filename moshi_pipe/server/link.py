@@ -22,7 +22,7 @@ What it wants to have logged it sends as ``{"op": "log", "level": "warning", "te
 Objects, by their ``op``. From the edge:
 
 - ``hello`` (``edge``, ``pid``), first, when it can accept;
-- ``open`` (``conn``, ``request``, ``peer``): a client wants a conversation. ``request`` holds
+- ``open`` (``conn``, ``request``): a client wants a conversation. ``request`` holds
   ``audio``, ``rate``, ``settings`` (of ``temperature``, ``text_temperature``, ``top_k``,
   ``text_top_k`` and ``repetition_penalty``, those that it sets), ``seed``, ``max_s``, ``record``
   and ``resume``;
