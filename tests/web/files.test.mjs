@@ -38,6 +38,13 @@ test("blocks that nearly touch do touch, and what was before the beginning is le
   assert.equal(recording.toWav().length, 44 + 4 * 960);
 });
 
+test("a recording of an hour can be saved", () => {
+  const recording = new Recording(24000);
+  const [blocks, one] = [180_000, new Float32Array(1)]; // of 20 ms, cut short
+  for (let i = 0; i < blocks; i++) recording.add(0, i / 24000, one);
+  assert.equal(recording.toWav().length, 44 + 4 * blocks);
+});
+
 test("samples survive their bytes, and what is too loud is clipped", () => {
   assert.deepEqual([...fromBytes(toBytes(Float32Array.of(0, 2, -2)))], [0, 32767 / 32768, -32767 / 32768]);
   assert.equal(fromBytes(Uint8Array.of(0, 0x40, 1))[0], 0.5);
