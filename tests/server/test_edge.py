@@ -324,7 +324,10 @@ def test_a_flood_of_pings_below_the_messages_is_cut_off() -> None:
                 client.protocol.send_ping(b"")
                 client.transport.write(b"".join(client.protocol.data_to_send()))
             await client.wait_closed()
-            assert (client.close_code, client.close_reason) == (1008, "too_fast")
+            # A reset, for pings that were not read any more, may overtake the close.
+            end = (client.close_code, client.close_reason)
+            assert end in ((1008, "too_fast"), (1006, ""))
+            await one.engine.until(lambda: one.engine.counted("broken.1008") == 1)
 
     run(talk)
 
