@@ -293,7 +293,9 @@ class Exchange:
             self._announce()
             frame, row = taken
             times = FrameTimes(*row.pop(TIMES).tolist())
-            packets = [self._packet(name, frame, value, times) for name, value in row.items()]
+            # Text comes first: a sink that sends both together has it when the audio comes.
+            names = sorted(row, key=lambda name: not self._is_text(name))
+            packets = [self._packet(name, frame, row[name], times) for name in names]
             for sink in self._plan.sinks:
                 for packet in packets:
                     if packet.output in sink.takes or packet.output in sink.optional:
@@ -316,9 +318,12 @@ class Exchange:
     def _packet(
         self, output: str, frame: int, value: npt.NDArray[Any], times: FrameTimes
     ) -> Packet:
-        is_text = isinstance(self._options.output_formats[output], Text)
         pts_ns = round(frame * self._plan.info.frame_s * NS_PER_SECOND)
-        return Packet(output, frame, pts_ns, int(value) if is_text else value, times)
+        payload = int(value) if self._is_text(output) else value
+        return Packet(output, frame, pts_ns, payload, times)
+
+    def _is_text(self, output: str) -> bool:
+        return isinstance(self._options.output_formats[output], Text)
 
     def _announce(self) -> None:
         if not self._announced:

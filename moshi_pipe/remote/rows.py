@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.engine.lateness import TickTimes
 from moshi_pipe.engine.session import TIMES, Session
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from moshi_pipe.engine.clock import Clock
     from moshi_pipe.remote.pieces import Pieces
+
+_PIECE: Final = re.compile(r"[ ▁]*[^ ▁]+|[ ▁]+$")
+"""A piece begins with the space in front of it."""
 
 
 @dataclass(slots=True)
@@ -114,11 +118,17 @@ class Rows:
                 await self._put(frame, {"audio": audio_CN, TIMES: (now_ns, now_ns, now_ns, 0)})
 
     async def say(self, text: str) -> None:
-        """Put a piece of text to the frame that was answered last."""
+        """Put text to the frame that was answered last.
+
+        Args:
+            text: A piece, or what was held back of a character and the piece after it.
+        """
         now_ns = self._clock.now_ns()
         async with self._lock:
             times = (now_ns, now_ns, now_ns, 0)
-            await self._put(max(0, self._last), {"text": self._pieces.number(text), TIMES: times})
+            for piece in _PIECE.findall(text):
+                number = self._pieces.number(piece)
+                await self._put(max(0, self._last), {"text": number, TIMES: times})
 
     async def release(self, count: int | None = None) -> int:
         """Give up waiting for the answers of the oldest frames; None means of all.

@@ -206,7 +206,7 @@ class Talk:
             # A new conversation has not heard them.
             self._again.extendleft(reversed(self._rows.take_back()))
         else:
-            await self._rows.release()
+            self._facts["unanswered_frames"] += await self._rows.release()
         most = self._options.server.reconnect
         if not self.connected or attempts > most:
             raise SessionError(
