@@ -159,6 +159,8 @@ def _check_words(words: Sequence[str]) -> None:
         ConfigError: Names the word, and the closest flag.
     """
     taken = False
+    if "-p" in words and "-c" not in words and "--cfg" not in words:  # else it is Hydra's
+        raise ConfigError("-p leaves plugins out", got="-p without no:", wanted="-p no:NAME")
     for word in words:
         if taken and not word.startswith("-"):
             taken = False

@@ -335,7 +335,7 @@ BUILTIN: Final = {
             "quantize",
             "write a model with weights of 8 or 4 bits, and the error of every tensor",
             _quantize,
-            "[SRC | model=NAME] DST [quant=int8]",
+            "[SRC | model=NAME] DST [quant=int8] [quant_group=32]",
         ),
         Command(
             "inspect", "what a checkpoint is, and what is wrong with it", _inspect, "PATH [--json]"

@@ -311,12 +311,15 @@ class _Place:
         elif options.repo is None:
             self.folder = embedded_folder()
         if self.folder is not None and not self.folder.is_dir():
-            what = "a file" if self.folder.is_file() else "nothing there"
+            is_file = self.folder.is_file()
+            place = f"give the folder that it is in: {self.folder.absolute().parent}"
             raise CheckpointError(
                 f"there is no model folder {self.folder.absolute()}",
-                got=what,
+                got="a file" if is_file else "nothing there",
                 wanted="a folder with config.json and the files that it names",
-                fix="set model.path to the folder, or choose a model by name: model=moshiko",
+                fix=place
+                if is_file
+                else "set model.path to the folder, or choose a model by name: model=moshiko",
             )
 
     def __str__(self) -> str:

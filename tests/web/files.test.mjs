@@ -72,7 +72,15 @@ test("messages are read as the protocol has them", () => {
 });
 
 test("a failure that has no text of its own is still told", () => {
-  assert.equal(noticeOf({ code: "nova", sentence: "the sun went out" }).text, "The server says: the sun went out.");
-  assert.equal(noticeOf({ code: "closed_4000", sentence: "" }).text, "The connection closed (closed_4000).");
-  assert.equal(noticeOf({ code: "insecure", sentence: "" }).again, false);
+  const here = { hostname: "box", port: "81" };
+  const textOf = (code, sentence) => noticeOf({ code, sentence }, here).text;
+  assert.equal(textOf("nova", "the sun went out"), "The server says: the sun went out.");
+  assert.equal(textOf("closed_4000", ""), "The connection closed (closed_4000).");
+});
+
+test("an insecure address says how to come by a secure one", () => {
+  const notice = noticeOf({ code: "insecure", sentence: "" }, { hostname: "box", port: "81" });
+  assert.ok(notice.text.includes("`ssh -L 81:localhost:81 box`"));
+  assert.ok(notice.text.includes("`http://localhost:81`"));
+  assert.equal(notice.again, false);
 });
