@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 ENDING_S: Final = 10.0
 """Seconds before its end that a client is told of it."""
 
+_LONGEST: Final = 2.0  # live: times ``max_s``, by the clock
+
 _SEED_BITS: Final = 31  # of seeds that nobody chose, to be told and typed
 
 _CLOSES: Final = {
@@ -108,7 +110,7 @@ class Guest(SessionInput):
         self._idle_s = idle_s
         self._now_s = now_s
         self._on_over = on_over
-        self._heard_s = now_s()
+        self._heard_s = self._began_s = now_s()
         self._away_since_s: float | None = None
         self._end_rows: int | None = None  # of this connection
         self._told: set[str] = set()
@@ -125,7 +127,9 @@ class Guest(SessionInput):
         self.connection = connection
         self._end_rows = None
         if self._away_since_s is not None:  # the time away is not idle, and coming back no sound
-            self._heard_s += self._now_s() - self._away_since_s
+            away_s = self._now_s() - self._away_since_s
+            self._heard_s += away_s
+            self._began_s += away_s
             self._away_since_s = None
         self._told.clear()
         self._moved.set()
@@ -154,8 +158,11 @@ class Guest(SessionInput):
             self._wake()
 
     def check(self) -> None:
-        """End what has been idle for too long; to be called twice a second or so."""
+        """End what is idle or lasts for too long; to be called twice a second or so."""
         if self.connection is None or self.ended is not None:
+            return
+        if not self.lossless and self._now_s() - self._began_s > _LONGEST * self.max_s:
+            self.end("time_limit")  # sound in drops would hold the slot for days
             return
         left_s = self._heard_s + self._idle_s - self._now_s()
         if left_s <= 0:

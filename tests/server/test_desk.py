@@ -381,6 +381,24 @@ def test_lossless_answers_to_a_client_that_has_left_wait_for_nobody() -> None:
     run(talk)
 
 
+def test_sound_in_drops_holds_no_slot_for_ever() -> None:
+    async def talk() -> None:
+        async with world(idle_s=60.0, max_s=100.0) as it:
+            it.edge.open(1)
+            await it.edge.told_of("seat", 1)
+            guest = await it.guests.get()
+            for seconds in (50, 50, 50, 49, 1):
+                assert guest.ended is None
+                guest._heard_s += seconds  # as if a frame had come
+                it.wait(seconds)
+            assert guest.ended is None
+            guest._heard_s += 1
+            it.wait(1)
+            assert guest.ended == "time_limit"
+
+    run(talk)
+
+
 def test_coming_back_is_no_sound() -> None:
     async def talk() -> None:
         async with world(idle_s=60.0) as it:
