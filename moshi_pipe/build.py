@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from moshi_pipe.assembly import (
     Assembly,
@@ -23,6 +22,7 @@ from moshi_pipe.engine.session_settings import choose_settings
 from moshi_pipe.engine_keeper import EngineKeeper
 from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
+from moshi_pipe.interrupt import Interrupt
 from moshi_pipe.nodes.apart import ApartSink
 from moshi_pipe.observers import RunObserver
 from moshi_pipe.remote.assembly import RemoteAssembly, assemble_remote
@@ -42,33 +42,24 @@ from moshi_pipe.resume import (
     keep_others,
     run_signature,
 )
-from moshi_pipe.run_facts import late_policy, make_facts, max_candidates
+from moshi_pipe.run_facts import make_facts, max_candidates
+from moshi_pipe.run_pace import ring_options, tick_options
 from moshi_pipe.session_records import SessionRecords
-from moshi_pipe.units import NS_PER_MS, NS_PER_SECOND, format_count
+from moshi_pipe.units import NS_PER_SECOND, format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from moshi_pipe.config import EngineOptions, RunConfig
+    from moshi_pipe.config import RunConfig
     from moshi_pipe.engine.edge import Edge
-    from moshi_pipe.engine.engine import Engine, TickOptions
+    from moshi_pipe.engine.engine import Engine
     from moshi_pipe.engine.host import EngineHost
     from moshi_pipe.engine.lateness import TickTimes
     from moshi_pipe.graph.schedule import Schedule
     from moshi_pipe.plugins import Plugins
     from moshi_pipe.progress import UI
     from moshi_pipe.remote.engine import RemoteEngine
-
-_MIN_INTERVAL_MS: Final = 20.0  # with several slots, so that sessions share ticks
-
-_LIVE_POLICIES: Final = {
-    "drop_oldest": "drop_oldest",
-    "skip_to_live": "drop_all",
-    "fail": "close",
-}
-
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_config(
@@ -114,7 +105,7 @@ class _Run:
             )
         )
         self.live = self.source.live
-        self.exchange = _ring_options(config.engine, self.assembly.frame_s, self.source)
+        self.exchange = ring_options(config.engine, self.assembly.frame_s, self.source)
         check_source(self.assembly.graph, config.source.entry.name, source.gives)
         takes = [(sink.label, sink.make()) for sink in config.sinks]
         needed = [(label, sink.takes) for label, sink in takes]
@@ -199,7 +190,7 @@ class _Run:
             self.live,
         )
         edge = Edge(engine, options, plan=self._plan, observer=observer)
-        stopped = _Interrupt(edge, self.source, self.ui)
+        stopped = Interrupt(edge, self.source, self.ui)
         failure: MoshiPipeError | None = None
         try:
             with stopped.listening():
@@ -319,32 +310,10 @@ class _Run:
             make_nodes,
             self.schedule,
             input_format=assembly.graph.input_format,
-            options=self._tick_options(device),
+            options=tick_options(config, assembly.frame_s, self.source, device),
             settings=self.settings,
             on_late=observer.on_late,
             on_failure=self._failed,
-        )
-
-    def _tick_options(self, device: str) -> TickOptions:
-        """How ticks are formed."""
-        from moshi_pipe.engine.engine import TickOptions
-
-        config, frame_s = self.config.engine, self.assembly.frame_s
-        budget_ms = frame_s * 1000 if config.budget_ms is None else config.budget_ms
-        waits = late_policy(config.late, live=self.live) == "slow_down"
-        admit_ms = None if waits or not self.source.endless else config.admit_ms
-        interval_ms = config.min_interval_ms
-        if interval_ms is None:
-            interval_ms = 0.0 if config.slots == 1 else _MIN_INTERVAL_MS
-        return TickOptions(
-            num_slots=config.slots,
-            live=self.live,
-            all_rows=not self.live or self.config.backend.numerics == "reference",
-            min_interval_ns=round(interval_ms * NS_PER_MS),
-            frame_ns=round(frame_s * NS_PER_SECOND),
-            budget_ns=round(budget_ms * NS_PER_MS),
-            admit_ns=None if admit_ms is None else round(admit_ms * NS_PER_MS),
-            device=device,
         )
 
     def _plan(self, item: SessionInput) -> SessionPlan | None:
@@ -513,70 +482,6 @@ class _Run:
 
     def _dtype(self) -> str:
         return self.config.backend.dtype if self.config.remote is None else "unknown"
-
-
-class _Interrupt:
-    """Turns Ctrl-C, and the SIGTERM of a service manager, into an orderly end.
-
-    The first ends the input of a live source, which is how a conversation ends, or else stops the
-    edge; a further one stops the edge of a live run; the next is Python's own.
-    """
-
-    def __init__(self, edge: Edge, source: Source, ui: UI) -> None:
-        self.seen = False
-        self.cut_short = False
-        self._edge = edge
-        self._source = source
-        self._ui = ui
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen while the block runs; where the platform cannot, Ctrl-C stays what it was."""
-        loop = asyncio.get_running_loop()
-        try:
-            for number in _SIGNALS:
-                loop.add_signal_handler(number, self._stop)
-        except (NotImplementedError, RuntimeError, ValueError):
-            yield
-            return
-        try:
-            yield
-        finally:
-            self._let_go()
-
-    def _stop(self) -> None:
-        if self._source.live and not self.seen:
-            self.seen = True
-            self._source.stop()
-            return
-        self.seen = self.cut_short = True
-        self._ui.warn("stopping; what was written is kept (Ctrl-C again to leave at once)")
-        self._let_go()
-        self._edge.stop()
-
-    def _let_go(self) -> None:
-        for number in _SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-
-def _ring_options(engine: EngineOptions, frame_s: float, source: Source) -> tuple[int, int, str]:
-    """Frames in the inbox and in the outbox, and the inbox's policy.
-
-    Raises:
-        ConfigError: The policy is not for this source.
-    """
-    live, late = source.live, late_policy(engine.late, live=source.live)
-    waits = late == "slow_down"
-    if (waits and live and not source.can_wait) or not (waits or live):
-        raise ConfigError(
-            f"engine.late={late} is not for this source",
-            got="a live source, which does not wait" if live else "recordings, which wait",
-            wanted=", ".join(_LIVE_POLICIES) if live else "slow_down, or null",
-        )
-    if waits:
-        return engine.inbox_frames, engine.outbox_frames, "block"
-    waiting = max(1, int(engine.max_lag_ms / 1000 / frame_s))
-    return waiting, engine.outbox_frames, _LIVE_POLICIES[late]
 
 
 def _refuse_too_large(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import traceback
 from dataclasses import asdict, replace
 from functools import partial
@@ -75,14 +76,15 @@ class SessionRecords:
     def claim(self, session_id: str, outputs: Sequence[Path]) -> None:
         """Refuse a file that another session of this run writes: it would be lost.
 
-        Of a source without end, files with the session's id in their names are no other's, and
-        are not remembered.
+        Of a source without end, files with the session's id as a word of their names are no
+        other's, and are not remembered.
 
         Raises:
             ConfigError: Names the file and both sessions.
         """
+        own = re.compile(rf"(?<![0-9A-Za-z]){re.escape(session_id)}(?![0-9A-Za-z])")
         for path in outputs:
-            if self._endless and session_id in path.name:
+            if self._endless and own.search(path.name):
                 continue
             first = self._writers.setdefault(path, session_id)
             if first != session_id:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 
 from moshi_pipe.engine.capacity import Capacity
 from moshi_pipe.engine.clock import Clock, SystemClock
@@ -23,17 +22,16 @@ from moshi_pipe.engine.scheduled_nodes import ScheduledNodes
 from moshi_pipe.engine.session import TIMES, Session, SessionState
 from moshi_pipe.engine.slots import SlotTable, padded_slots, tick_sizes
 from moshi_pipe.engine.statistics import EngineStatistics, Histogram
+from moshi_pipe.engine.tick_input import TickInput, has_frame
 from moshi_pipe.errors import BackendError, MoshiPipeError, SessionError
-from moshi_pipe.graph.format import Audio, Codes, Format
 from moshi_pipe.graph.node import BatchedNode, SessionSettings, Tick
 from moshi_pipe.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import numpy.typing as npt
-
     from moshi_pipe.engine.scheduled_nodes import Outputs
+    from moshi_pipe.graph.format import Format
     from moshi_pipe.graph.schedule import Schedule
 
 _IDLE_WAIT_S: Final = 1.0  # an upper bound on a wait that a notification normally ends
@@ -122,8 +120,7 @@ class Engine:
         self._can_park = False
         self._settings = settings or SessionSettings()
         self._capacity: Capacity | None = None
-        self._input = _input_buffer(input_format, self.num_slots)
-        self._delivered = np.zeros(1, dtype=np.int64)
+        self._input = TickInput(schedule.input, input_format, self.num_slots)
         self._slots: SlotTable[Session] = SlotTable(self.num_slots)
         self._waiting: deque[Session] = deque()
         self._no_more = False
@@ -230,7 +227,7 @@ class Engine:
             everyone = np.ones(n, dtype=bool)
             full = Tick(n=n, active=everyone, end_codes=np.zeros(n, dtype=bool))
             began_ns = self._clock.now_ns()
-            self._nodes.step(full, self._input[:n], everyone.copy())
+            self._nodes.step(full, self._input.frames(n), everyone.copy())
             return self._clock.now_ns() - began_ns
 
         capacity.measure(tick)
@@ -347,7 +344,7 @@ class Engine:
     def _choose(self) -> list[tuple[int, Session]]:
         """Sessions that advance in the next tick; empty when no tick may start."""
         held = self._slots.items()
-        ready = [(slot, s) for slot, s in held if _has_frame(s) and not s.outbox.full]
+        ready = [(slot, s) for slot, s in held if has_frame(s) and not s.outbox.full]
         if not self._options.live:
             may_join = self._slots.num_free and not self._no_more
             return ready if len(ready) == len(held) and not may_join else []
@@ -360,8 +357,8 @@ class Engine:
     def _fire(self, active: list[tuple[int, Session]]) -> None:
         start_ns = self._clock.now_ns()
         n = self.num_slots if self._options.all_rows else self._slots.rows_for(active[-1][0])
-        tick, fed, taken = self._fill(active, n, start_ns)
-        outputs, nodes_ns = self._nodes.step(tick, self._input[:n], fed)
+        tick, fed, taken = self._input.fill(active, n, start_ns)
+        outputs, nodes_ns = self._nodes.step(tick, self._input.frames(n), fed)
         broken = self._nodes.broken()
         end_ns = self._clock.now_ns()
         frames = tuple((session.id, *taken[slot]) for slot, session in active)
@@ -374,38 +371,6 @@ class Engine:
                 self._end_broken(slot, session, broken[slot])
         self._count(times, n)
         self.statistics.overhead.add(self._clock.now_ns() - start_ns - times.model_ns)
-
-    def _fill(
-        self, active: list[tuple[int, Session]], n: int, now_ns: int
-    ) -> tuple[Tick, npt.NDArray[Any], dict[int, tuple[int, int]]]:
-        """Copy one frame per active session into the input buffer.
-
-        Returns:
-            The tick, which rows were fed, and number and delivery of the frame in each slot.
-        """
-        tick = Tick(
-            n=n,
-            active=np.zeros(n, dtype=bool),
-            end_codes=np.zeros(n, dtype=bool),
-        )
-        fed = np.zeros(n, dtype=bool)
-        taken = {}
-        buffer = self._input.numpy()
-        for slot, session in active:
-            tick.active[slot] = True
-            if session.state is SessionState.DRAINING:
-                first = session.num_tail_frames == 0
-                tick.end_codes[slot] = first
-                fed[slot] = not first
-                buffer[slot] = 0
-                session.num_tail_frames += 1
-                taken[slot] = session.next_frame, now_ns
-            else:
-                columns = {self._schedule.input: buffer[slot], TIMES: self._delivered}
-                frame = session.inbox.take_into(columns) or 0
-                taken[slot] = frame, int(self._delivered[0])
-                fed[slot] = True
-        return tick, fed, taken
 
     def _count(self, times: TickTimes, n: int) -> None:
         """Add a tick to the statistics."""
@@ -514,20 +479,6 @@ class Engine:
         session.failure = session.failure or self.error
         session.cancelled = True
         self._close(session)
-
-
-def _has_frame(session: Session) -> bool:
-    if session.state is SessionState.DRAINING:
-        return True
-    return len(session.inbox) > 0
-
-
-def _input_buffer(wanted: Format, num_slots: int) -> torch.Tensor:
-    if isinstance(wanted, Audio):
-        return torch.zeros(num_slots, wanted.channels, wanted.frame_size)
-    if isinstance(wanted, Codes):
-        return torch.zeros(num_slots, wanted.num_codebooks, dtype=torch.int64)
-    raise ValueError(f"a graph's input is audio or codes, got {wanted}")
 
 
 def _as_backend_error(error: Exception) -> MoshiPipeError:

@@ -7,6 +7,7 @@ for the token where there is one.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,7 +66,7 @@ def make_app(front: Front, pages: Mapping[str, Page] | None = None) -> ASGIApp:
     files = read_pages() if pages is None else pages
 
     async def page(request: HttpRequest) -> Response:
-        file = files[request.url.path]
+        file = files[request.scope["path"]]  # of `url`, a strange Host makes another path
         headers = {"etag": file.etag, "cache-control": "no-cache"}
         if request.headers.get("if-none-match") == file.etag:
             return Response(status_code=304, headers=headers)
@@ -133,12 +134,13 @@ async def _chat(front: Front, socket: WebSocket) -> None:
         return
     if full is not None:
         front.board.count("refused.connections")
-        await _refuse(
-            socket, Close.TRY_LATER, "too_many_connections", "the server has no room; try later"
-        )
+        with suppress(WebSocketDisconnect):
+            await _refuse(
+                socket, Close.TRY_LATER, "too_many_connections", "the server has no room; try later"
+            )
         return
     try:
-        await _converse(front, socket, address)
+        await _converse(front, socket)
     except WebSocketDisconnect:
         front.board.count("gone_at_once")
     finally:
@@ -164,10 +166,10 @@ def _deny(front: Front, socket: WebSocket) -> Response | None:
     return None
 
 
-async def _converse(front: Front, socket: WebSocket, address: str) -> None:
+async def _converse(front: Front, socket: WebSocket) -> None:
     facts: dict[str, Any] = dict(front.board.facts or {})
     try:
-        request = parse_request(socket.url.query, facts)
+        request = parse_request(socket.scope["query_string"].decode("latin-1"), facts)
     except BadRequest as error:
         front.board.count("refused.bad_request")
         await _refuse(socket, Close.POLICY, "bad_request", str(error))
@@ -176,7 +178,7 @@ async def _converse(front: Front, socket: WebSocket, address: str) -> None:
         front.board.count("requests.unknown_parameters")
     await socket.accept()
     conversation = Conversation(
-        front.board.number(), _Socket(socket), request, facts, front.setting, address
+        front.board.number(), _Socket(socket), request, facts, front.setting
     )
     front.board.enter(conversation)
     try:

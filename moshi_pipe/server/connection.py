@@ -20,23 +20,18 @@ class Connection:
         edge: The process that holds its socket.
         number: Its number there.
         request: What the client asked for; see :mod:`~moshi_pipe.server.link`.
-        peer: The client's address.
 
     Attributes:
         edge: The process that holds its socket.
         request: What the client asked for.
-        peer: The client's address.
         lane: Number of its lane; None before it has a seat.
         news: Set when rows came, room was made, or it was closed.
         closed: Nothing more is sent or taken; the edge has been told why.
     """
 
-    def __init__(
-        self, edge: EdgeProcess, number: int, request: Mapping[str, Any], peer: str
-    ) -> None:
+    def __init__(self, edge: EdgeProcess, number: int, request: Mapping[str, Any]) -> None:
         self.edge = edge
         self.request = request
-        self.peer = peer
         self.lane: int | None = None
         self.news = asyncio.Event()
         self.closed = False

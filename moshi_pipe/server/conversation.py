@@ -108,7 +108,6 @@ class Conversation:
         request: What it asked for.
         facts: Of the engine; see :mod:`moshi_pipe.server.link`.
         setting: What it shares with others.
-        peer: Address of the client.
 
     Attributes:
         conn: Its number on the link.
@@ -123,7 +122,6 @@ class Conversation:
         request: Request,
         facts: dict[str, Any],
         setting: Setting,
-        peer: str,
     ) -> None:
         self.conn = conn
         self.state = State.ASKED
@@ -131,7 +129,6 @@ class Conversation:
         self._socket = socket
         self._request = request
         self._setting = setting
-        self._peer = peer
         options = setting.options
         frame_s = facts["frame_samples"] / facts["sample_rate"]
         self._lossless = bool(facts["lossless"])
@@ -161,9 +158,7 @@ class Conversation:
     async def run(self) -> None:
         """Hold the conversation until it is over; the engine is told of its end in any case."""
         fields = self._request.to_link()
-        self._setting.link.send(
-            {"op": "open", "conn": self.conn, "request": fields, "peer": self._peer}
-        )
+        self._setting.link.send({"op": "open", "conn": self.conn, "request": fields})
         tasks = [
             asyncio.ensure_future(one) for one in (self._read(), self._send_all(), self._look())
         ]
@@ -251,16 +246,16 @@ class Conversation:
             self._outbox.put(messages.error("unsupported", "a conversation cannot be restarted"))
         elif control is Control.END_TURN:
             self._end_turn()
-        elif self.state is State.SEATED and self._paused != (control is Control.PAUSE):
+        elif self.state is State.SEATED:
             self._paused = control is Control.PAUSE
-            self._tell("pause" if self._paused else "start")
 
     def _end_turn(self) -> None:
         if self.state in (State.ASKED, State.WAITING):
             self._close(End(Close.DONE, "done"), lost=False)
         elif self.state is State.SEATED and not self._input_ended:
             self._input_ended = True
-            self._tell("end_turn", rows=self._intake.finish(self._now_ns()))
+            rows = self._intake.finish(self._now_ns())
+            self._setting.link.send({"op": "end_turn", "conn": self.conn, "rows": rows})
 
     def _ping(self, payload: bytes) -> None:
         if len(payload) > messages.MAX_PING:
@@ -468,9 +463,6 @@ class Conversation:
     def _put(self, rows: int) -> None:
         if self.lane is not None:
             self._setting.link.put(self.lane, rows)
-
-    def _tell(self, op: str, **values: Any) -> None:
-        self._setting.link.send({"op": op, "conn": self.conn, **values})
 
     def _go(self, state: State) -> None:
         if state is not self.state:

@@ -33,7 +33,7 @@ class Desk(Doors):
         options: Of the server.
         now_s: A clock.
         arrived: Called with each guest that has a slot.
-        asked: Answers what an edge asks: ``info``, ``metrics`` or ``ready``.
+        asked: Answers what an edge asks: ``info`` or ``metrics``.
         greeted: Called with the number of each edge process that accepts clients.
 
     Attributes:
@@ -119,8 +119,10 @@ class Desk(Doors):
                         connection.went(message.rows)
                 else:
                     self._hear(edge, message)
-        except (LinkError, KeyError, TypeError, ValueError, IndexError) as error:
-            _log.error("an edge process said what makes no sense: %r", error)
+        except LinkError as error:
+            _log.error("an edge process said what makes no sense: %s", error)
+        except Exception:  # of it or of ours: it ends and is started anew, the others go on
+            _log.exception("what an edge process said could not be done")
         finally:
             edge.link.close()
             for key in [key for key in self._connections if key[0] is edge]:
@@ -190,7 +192,7 @@ class Desk(Doors):
         op = message.get("op")
         if op == "open":
             number = int(message["conn"])
-            connection = Connection(edge, number, message["request"], str(message.get("peer", "")))
+            connection = Connection(edge, number, message["request"])
             self._connections[edge, number] = connection
             self.lobby.arrive(connection, connection.request.get("resume"))
         elif op == "gone":

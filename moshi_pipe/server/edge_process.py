@@ -117,9 +117,9 @@ async def serve(
         code = _FAILED
     listener.stop_accepting()
     if board.stopped:
-        board.end_all(Close.GOING_AWAY, "shutdown")
+        board.end_all(Close.GOING_AWAY, "shutdown", "shutdown: the server stops")
     else:
-        board.end_all(Close.RESTART, "engine failed")
+        board.end_all(Close.RESTART, "engine failed", "engine_failed: its process is gone")
     await listener.close(STOP_S)
     board.close()
     link.close()

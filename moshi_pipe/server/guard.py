@@ -126,7 +126,7 @@ class Doorman:
     ) -> None:
         self._token = None if token is None else token.encode()
         self._any = "*" in options.origins
-        self._origins = {_origin(one) for one in options.origins}
+        self._origins = {parse_origin(one) for one in options.origins}
         self._names = names | {"localhost", options.host.lower()}
 
     @property
@@ -156,13 +156,13 @@ class Doorman:
         """
         if origin is None or self._any:
             return True
-        asked = _origin(origin)
+        asked = parse_origin(origin)
         if asked is None:
             return False
         if asked in self._origins:
             return True
         scheme, name, _ = asked
-        if not host or _origin(f"{scheme}://{host}") != asked:
+        if not host or parse_origin(f"{scheme}://{host}") != asked:
             return False
         return self.asks or name in self._names or _is_address(name)
 
@@ -238,7 +238,7 @@ def _network(address: str) -> str:
     return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
-def _origin(text: str) -> tuple[str, str, int] | None:
+def parse_origin(text: str) -> tuple[str, str, int] | None:
     """Scheme, name and port of an origin; None if it is none, such as ``null``."""
     try:
         parts = urlsplit(text)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 ENDING_S: Final = 10.0
 """Seconds before its end that a client is told of it."""
 
+_LONGEST: Final = 2.0  # live: times ``max_s``, by the clock
+
 _SEED_BITS: Final = 31  # of seeds that nobody chose, to be told and typed
 
 _CLOSES: Final = {
@@ -63,8 +65,8 @@ class Guest(SessionInput):
         seat: Its place in the lobby.
         seed: What its client chose, or else drawn, so that the client can be told.
         connection: Where its client is; None while it is away.
-        ended: Why its input ended: ``done``, ``time_limit``, ``idle``, ``shutdown``, ``lost`` or
-            ``failed``; None while it goes on.
+        ended: Why its input ended: ``done``, ``time_limit``, ``idle``, ``shutdown``, ``left``,
+            ``lost`` or ``failed``; None while it goes on.
         is_over: Whether all is said.
         has_sink: Set by the sink that says good-bye.
         num_skipped: Answers that were not sent, as there was no room or no client.
@@ -108,7 +110,8 @@ class Guest(SessionInput):
         self._idle_s = idle_s
         self._now_s = now_s
         self._on_over = on_over
-        self._heard_s = now_s()
+        self._heard_s = self._began_s = now_s()
+        self._away_since_s: float | None = None
         self._end_rows: int | None = None  # of this connection
         self._told: set[str] = set()
         self._moved = asyncio.Event()  # the connection is another one, or the input has ended
@@ -123,7 +126,12 @@ class Guest(SessionInput):
         self.num_resumed += self.connection is None and self.num_frames > 0
         self.connection = connection
         self._end_rows = None
-        self._heard_s = self._now_s()
+        if self._away_since_s is not None:  # the time away is not idle, and coming back no sound
+            away_s = self._now_s() - self._away_since_s
+            self._heard_s += away_s
+            self._began_s += away_s
+            self._away_since_s = None
+        self._told.clear()
         self._moved.set()
 
     def detach(self) -> None:
@@ -131,6 +139,7 @@ class Guest(SessionInput):
         if self.connection is not None:
             self.connection.drop()
             self.connection = None
+            self._away_since_s = self._now_s()
             self._moved.set()
         if self._end_rows is not None:
             self.end("done")  # the rest of it is lost with the connection
@@ -149,8 +158,11 @@ class Guest(SessionInput):
             self._wake()
 
     def check(self) -> None:
-        """End what has been idle for too long; to be called twice a second or so."""
+        """End what is idle or lasts for too long; to be called twice a second or so."""
         if self.connection is None or self.ended is not None:
+            return
+        if not self.lossless and self._now_s() - self._began_s > _LONGEST * self.max_s:
+            self.end("time_limit")  # sound in drops would hold the slot for days
             return
         left_s = self._heard_s + self._idle_s - self._now_s()
         if left_s <= 0:
@@ -161,7 +173,7 @@ class Guest(SessionInput):
             self.announce("idle", left_s)
 
     def announce(self, why: str, in_s: float) -> None:
-        """Tell the client that the end comes; once for each reason."""
+        """Tell the client that the end comes; once for each reason and connection."""
         if self.connection is not None and why not in self._told:
             self._told.add(why)
             self.connection.say({"type": "ending", "reason": why, "in_s": round(in_s, 1)})
@@ -231,6 +243,8 @@ class Guest(SessionInput):
         self.ended = self.ended or "failed"
         if close is Close.INTERNAL and error is None:
             error = "internal: the conversation failed; the server's log says why"
+        elif close is Close.GOING_AWAY and error is None:
+            error = "shutdown: the server stops"
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.end(close, reason, error)

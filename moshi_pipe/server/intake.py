@@ -29,10 +29,11 @@ SLICE_BYTES: Final = 1_024
 _MAX_WAITING: Final = 25  # frames that wait here for a lane whose other side is stuck
 _SPEED: Final = 2.0  # audio that a live client may send, times real time
 _BURST_S: Final = 30.0  # and at once, as after a hole in the network
+_MESSAGE_S: Final = 120.0  # audio of one message, where frames wait: 64 KiB of Opus can be an hour
 
 
 class TooFast(Exception):
-    """A live client sends far more audio than time passes."""
+    """A client sends far more audio than time passes, or than a message should hold."""
 
 
 class Decoder(Protocol):
@@ -77,6 +78,7 @@ class Intake:
         self._reframer = Reframer(rate, sample_rate, frame_samples, live=True)
         self._budget = None if lossless else Bucket(_SPEED * rate, _BURST_S * rate)
         self._lossless = lossless
+        self._most_waiting = int(_MESSAGE_S * sample_rate / frame_samples)
         self._told = told
         self._lane: UpWriter | None = None
         self._taken = 0
@@ -98,7 +100,7 @@ class Intake:
         """Take the payload of an audio message.
 
         Raises:
-            TooFast: It is far more audio than a live client can have.
+            TooFast: It is far more audio than a live client can have, or a message should hold.
         """
         for part in self._parts(payload):
             samples_N = self._decoder.push(part)
@@ -106,6 +108,8 @@ class Intake:
                 raise TooFast
             for frame_1N in self._reframer.push(_fit(samples_N)[None]):
                 self._put(Up(now_ns, frame_1N[0].copy()))
+            if len(self._waiting) > self._most_waiting:
+                raise TooFast
         self._move()
 
     def finish(self, now_ns: int) -> int:

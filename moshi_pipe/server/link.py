@@ -9,8 +9,8 @@ The engine's process makes everything and starts each edge process with
 
     moshi_pipe.server.edge_process.main(options_json, listen_fds, link_fd, memory_fd)
 
-with four strings: a JSON object ``{"edge": 0, "server": {...}, "lanes": 12, "frame_samples": 1920,
-"engine_pid": 123}`` where ``server`` holds the fields of
+with four strings: a JSON object ``{"edge": 0, "server": {...}, "lanes": 12,
+"frame_samples": 1920}`` where ``server`` holds the fields of
 :class:`~moshi_pipe.server.options.ServerOptions`; the descriptors of the listening sockets, comma
 separated, as there may be one per address of the host; that of the edge's end of the link; and that
 of the memory of its lanes, see :func:`~moshi_pipe.server.lane.map_memory`. All are inherited and
@@ -22,17 +22,16 @@ What it wants to have logged it sends as ``{"op": "log", "level": "warning", "te
 Objects, by their ``op``. From the edge:
 
 - ``hello`` (``edge``, ``pid``), first, when it can accept;
-- ``open`` (``conn``, ``request``, ``peer``): a client wants a conversation. ``request`` holds
+- ``open`` (``conn``, ``request``): a client wants a conversation. ``request`` holds
   ``audio``, ``rate``, ``settings`` (of ``temperature``, ``text_temperature``, ``top_k``,
   ``text_top_k`` and ``repetition_penalty``, those that it sets), ``seed``, ``max_s``, ``record``
   and ``resume``;
 - ``end_turn`` (``conn``, ``rows``): its input has ended after so many rows up;
-- ``pause``, ``start`` (``conn``): while paused nothing is put;
 - ``gone`` (``conn``, ``lost``, ``why``): the connection is over, also after ``end`` and ``refuse``;
   the edge touches its lane no more. Lost connections may come back;
 - ``counts`` (``counts``): events since the last, by name and label, ``bad_messages.empty``;
   ``gauges`` (``gauges``): what is now, such as ``connections``;
-- ``ask`` (``id``, ``what``: ``info``, ``metrics`` or ``ready``), answered by ``answer`` (``id``,
+- ``ask`` (``id``, ``what``: ``info`` or ``metrics``), answered by ``answer`` (``id``,
   ``value``);
 - ``log`` (``level``, ``text``).
 
@@ -46,7 +45,7 @@ From the engine:
   send the error if there is one, and close; at once if ``rows`` is 0 or the connection was not
   seated;
 - ``refuse`` (``conn``, ``close``, ``reason``, ``error``): in place of a seat;
-- ``drain`` (``in_s``): accept nobody any more; ``stop``: close what is left, and end.
+- ``drain``: accept nobody any more; ``stop``: close what is left, and end.
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ class WebsocketProtocol(WebSocketsSansIOProtocol):
     def connection_made(self, transport: Any) -> None:
         """Let nothing pile up on the way to the client."""
         super().connection_made(transport)
-        # Not 0: asyncio's TLS transport pauses at the limit, not above it, and would never resume.
-        transport.set_write_buffer_limits(high=1)
+        # Not 0: of TLS, an empty buffer is above that, and writing pauses until something comes.
+        transport.set_write_buffer_limits(high=1, low=0)
         _read_little(transport)
         raw = transport.get_extra_info("socket")
         with suppress(OSError, AttributeError):  # not of every system

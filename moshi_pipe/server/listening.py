@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from moshi_pipe.errors import ConfigError, InputError
+from moshi_pipe.server.guard import parse_origin
 
 if TYPE_CHECKING:
     from moshi_pipe.server.options import EdgeOptions, ServerOptions
@@ -65,6 +66,13 @@ def check_options(server: ServerOptions, edge: EdgeOptions) -> None:
             "server.self_signed=true makes a certificate, and server.tls_cert gives one",
             fix="leave one of them out",
         )
+    for origin in server.origins:
+        if origin != "*" and parse_origin(origin) is None:
+            raise ConfigError(
+                "server.origins holds what is no origin",
+                got=origin,
+                wanted="https://example.org, or * for any",
+            )
     _check_token(server)
 
 
@@ -75,7 +83,7 @@ def _check_token(server: ServerOptions) -> None:
         ConfigError: Says how to ask for a token, or how to do without.
     """
     if server.token_env is not None:
-        if not os.environ.get(server.token_env):
+        if not os.environ.get(server.token_env, "").strip():
             raise ConfigError(
                 f"the environment variable {server.token_env} holds no token",
                 fix=f"set it, such as {server.token_env}=$(openssl rand -hex 16)",

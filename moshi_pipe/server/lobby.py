@@ -218,9 +218,12 @@ class Lobby:
             conn: Which.
             lost: Its client did not mean to leave, and may come back.
         """
+        left = [seat for seat in self._seats if seat.conn == conn]
         for waiter in [w for w in self._line if w.conn == conn]:
             self._line.remove(waiter)
-        for seat in [s for s in self._seats if s.conn == conn]:
+            if waiter.seat is not None:  # back in line, and away again
+                left.append(waiter.seat)
+        for seat in left:
             seat.conn = None
             seat.away_since_s = self._now_s()
             if seat.ending:

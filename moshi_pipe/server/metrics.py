@@ -19,8 +19,8 @@ _EDGE_COUNTS = {
     "bad_messages": ("kind", "Messages of clients that the protocol does not know"),
     "refused": ("reason", "Connections refused before they could wait"),
     "requests": ("with", "Requests of clients that were let in"),
-    "closed": ("reason", "Connections closed by the edge"),
-    "bytes": ("direction", "Bytes of websocket messages"),
+    "sent_away": ("reason", "Clients that were sent away"),
+    "broken": ("close", "Clients that broke the rules of websockets"),
 }
 
 

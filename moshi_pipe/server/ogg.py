@@ -31,6 +31,7 @@ _HEADER: Final = struct.Struct("<4sBBqIIIB")
 _CHECKSUM: Final = slice(22, 26)
 _ALL_FLAGS: Final = CONTINUED | FIRST | LAST
 _CHECKS: Final = 4  # bytes that may be checked for each byte that came
+_LOOK_AHEAD: Final = 3  # beginnings that are tried while another one waits for its rest
 _REVERSED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -68,8 +69,10 @@ class Page:
 class PageReader:
     """Finds pages in bytes that come in pieces; holds no more than one page of them.
 
-    It spends no more work than a few passes over what came, however many false beginnings there
-    are: what is beyond that counts as damaged.
+    A beginning that claims more than has come is waited for, but not past the next page: a damaged
+    length would else swallow what follows for many seconds. No more work is spent than a few
+    passes over what came, however many false beginnings there are: what is beyond that counts as
+    damaged.
 
     Attributes:
         num_pages: Pages found.
@@ -80,6 +83,8 @@ class PageReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._credit = _CHECKS * MAX_PAGE_BYTES
+        self._dropped = 0  # bytes that have left the buffer
+        self._rejected: set[int] = set()  # where no page begins, counted from the first byte
         self.num_pages = 0
         self.num_damaged = 0
         self.num_skipped_bytes = 0
@@ -100,12 +105,13 @@ class PageReader:
             at = self._find(at)
             size = _page_size(buffer, at)
             if size is None:
-                break
-            page = None
-            if size and self._credit >= size:
-                self._credit -= size
-                page = _parse(bytes(buffer[at : at + size]))
-            if page is None:
+                ahead = self._look_ahead(at)
+                if ahead is None:
+                    break
+                self.num_damaged += 1
+                self.num_skipped_bytes += ahead - at
+                at = ahead
+            elif (page := self._check(at, size)) is None:
                 self.num_damaged += 1
                 self.num_skipped_bytes += 1
                 at += 1
@@ -113,8 +119,32 @@ class PageReader:
                 pages.append(page)
                 at += size
         del buffer[:at]
+        self._dropped += at
+        self._rejected = {where for where in self._rejected if where > self._dropped}
         self.num_pages += len(pages)
         return pages
+
+    def _check(self, at: int, size: int) -> Page | None:
+        """The page there, if it is one and there is credit to see that."""
+        if not size or self._credit < size:
+            return None
+        self._credit -= size
+        return _parse(bytes(self._buffer[at : at + size]))
+
+    def _look_ahead(self, at: int) -> int | None:
+        """Where a whole page begins behind a beginning that waits; None if there is none."""
+        ahead = at
+        for _ in range(_LOOK_AHEAD):
+            ahead = self._buffer.find(CAPTURE, ahead + 1)
+            if ahead < 0:
+                return None
+            where = self._dropped + ahead
+            size = None if where in self._rejected else _page_size(self._buffer, ahead)
+            if size is not None:
+                if self._check(ahead, size) is not None:
+                    return ahead
+                self._rejected.add(where)
+        return None
 
     def _find(self, at: int) -> int:
         """Where the next page may begin; what comes before is skipped."""

@@ -119,7 +119,6 @@ async def start_edge(
         "server": asdict(options),
         "lanes": num_lanes,
         "frame_samples": frame_samples,
-        "engine_pid": os.getpid(),
     }
     descriptors = [one.fileno() for one in listening]
     try:

@@ -152,7 +152,7 @@ class WebsocketSource(Source):
         self._stopping = True
         in_s = self._options.drain_s
         for edge in self._edges:
-            edge.link.send({"op": "drain", "in_s": in_s})
+            edge.link.send({"op": "drain"})
         self._desk.drain(in_s)
         self._begin(self._drain(in_s))
 
@@ -245,10 +245,6 @@ class WebsocketSource(Source):
         """Answer what an edge process is asked by a client."""
         if what == "metrics":
             return self._metrics.text()
-        if what == "ready":
-            ready = self._host is not None and not self._stopping
-            why = "" if ready else "the server stops" if self._stopping else self._why
-            return {"ready": ready, "why": why}
         if what == "info" and self._host is not None:
             return server_info(self._host, self._options, self._desk.lobby)
         return None
@@ -266,7 +262,8 @@ class WebsocketSource(Source):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._tunnel is not None:
-            await self._tunnel.close()
+            with suppress(Exception):  # its errors are the service's own, and it ends with us
+                await asyncio.wait_for(self._tunnel.close(), _STOP_S)
         for one in self._listening:
             one.close()
         self._listening = []

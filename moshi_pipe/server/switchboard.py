@@ -142,10 +142,10 @@ class Switchboard:
             if self.stopped:
                 return
 
-    def end_all(self, close: Close, reason: str) -> None:
+    def end_all(self, close: Close, reason: str, error: str) -> None:
         """End every conversation at once."""
         for conversation in list(self._by_conn.values()):
-            conversation.end(0, End(close, reason), lost=True)
+            conversation.end(0, End(close, reason, error), lost=True)
 
     def close(self) -> None:
         """Tell what is left to tell, and nothing any more."""

@@ -214,11 +214,13 @@ def _kept(cert: Path, key: Path, names: Iterable[str]) -> str | None:
     """The fingerprint of a certificate that was made before; None if it will not do."""
     try:
         from cryptography import x509
-
+    except ImportError:
+        return None
+    try:
         loaded = x509.load_pem_x509_certificate(cert.read_bytes())
         san = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, _no_password)
-    except (ImportError, OSError, ValueError, x509.ExtensionNotFound):
+    except (OSError, ValueError, x509.ExtensionNotFound):
         return None
     left = loaded.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
     if left < datetime.timedelta(days=_SPARE_DAYS):

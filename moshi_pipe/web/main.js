@@ -1,6 +1,7 @@
 // @ts-check
 /** Puts the page together: buttons and keys on one side, a conversation on the other. */
 
+import { stayAwake } from "./awake.js";
 import { Conversation } from "./conversation.js";
 import { Meters } from "./meters.js";
 import { save } from "./recording.js";
@@ -52,6 +53,7 @@ async function talk() {
 /** @param {Conversation} begun */
 async function changed(begun) {
   showState(begun, info);
+  void stayAwake(begun.isActive);
   const failure = begun.failure;
   if (!failure) return;
   if (failure.code !== "unreachable") return showNotice(failure);

@@ -11,8 +11,8 @@ const NOTICES = {
   insecure: [
     "The microphone needs a secure address",
     "Browsers give a page the microphone only over https, or on this same computer. Open the " +
-      "server by https, or forward its port (ssh -L 8998:localhost:8998 HOST) and open " +
-      "http://localhost:8998.",
+      "server by https, or bring its port to this computer with " +
+      "`ssh -L PORT:localhost:PORT HOST` and open `http://localhost:PORT`.",
     false,
   ],
   unsupported: [
@@ -37,7 +37,7 @@ const NOTICES = {
     "The browser's Opus codec failed",
     "Choose “Uncompressed” under Settings, Audio, and press Talk again.",
   ],
-  at_capacity: ["All places are taken", "Every conversation that the server can hold is in use."],
+  at_capacity: ["All places are taken", "The server holds as many conversations as it can. Try again in a while."],
   too_many_connections: ["Too many connections", "The server takes no more of them for now."],
   unreachable: ["The server does not answer", "It may be starting, or it is not there any more."],
   not_ready: ["The server is not ready yet", "It is still loading, or it is about to stop."],
@@ -70,11 +70,15 @@ const ENDINGS = {
 
 /**
  * @param {Failure} failure
- * @returns {Notice}
+ * @param {{ hostname: string, port: string }} place Of the page.
+ * @returns {Notice} In its text, what is between backticks is code.
  */
-export function noticeOf({ code, sentence }) {
+export function noticeOf({ code, sentence }, { hostname, port }) {
   const known = NOTICES[code];
-  if (known) return { title: known[0], text: known[1], again: known[2] ?? true };
+  if (known) {
+    const text = known[1].replaceAll("PORT", port || "80").replaceAll("HOST", hostname);
+    return { title: known[0], text, again: known[2] ?? true };
+  }
   const title = code === "bad_request" ? "The settings are not accepted" : "Something went wrong";
   const text = sentence ? `The server says: ${sentence}.` : `The connection closed (${code}).`;
   return { title, text, again: true };

@@ -27,9 +27,11 @@ export function showModel(info) {
 export function showNotice(failure) {
   byId("notice").hidden = !failure;
   if (!failure) return;
-  const { title, text, again } = noticeOf(failure);
+  const { title, text, again } = noticeOf(failure, location);
   byId("notice-title").textContent = title;
-  byId("notice-text").textContent = text;
+  byId("notice-text").replaceChildren(
+    ...text.split("`").map((part, i) => (i % 2 ? codeOf(part) : part)),
+  );
   if (!again) byId("talk").disabled = true;
 }
 
@@ -41,7 +43,6 @@ export function showState(conversation, info) {
   const { phase, muted, isActive } = conversation;
   document.body.dataset.phase = phase;
   document.body.dataset.muted = String(muted && isActive);
-  setText("talk-label", isActive ? "Stop" : "Talk again");
   setText("status", statusOf(conversation));
   byId("mute").disabled = !isActive;
   byId("mute").setAttribute("aria-pressed", String(muted && isActive));
@@ -49,6 +50,8 @@ export function showState(conversation, info) {
   byId("queue").hidden = phase !== "waiting";
   setText("queue", conversation.queue ? String(conversation.queue.position) : "");
   const begun = conversation.elapsed_s > 0;
+  document.body.dataset.begun = String(begun);
+  setText("talk-label", isActive ? "Stop" : begun ? "Talk again" : "Talk");
   byId("save-text").disabled = !conversation.transcript.paragraphs.length;
   byId("save-audio").disabled = !begun || conversation.recording.isEmpty;
   showTime(conversation);
@@ -125,6 +128,13 @@ export function showWords({ time_s, text }, begins) {
   }
   log.lastElementChild.lastElementChild.textContent = text;
   if (atEnd) log.scrollTop = log.scrollHeight;
+}
+
+/** @param {string} text */
+function codeOf(text) {
+  const code = document.createElement("code");
+  code.textContent = text;
+  return code;
 }
 
 /**

@@ -167,7 +167,7 @@ def uninterrupted(*, guided: bool) -> list[list[tuple[int, bytes, int | None]]]:
 
 
 @pytest.mark.parametrize("guided", [False, True])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     script=st.lists(
         st.lists(st.integers(0, NUM_SESSIONS - 1), max_size=3, unique=True), max_size=25

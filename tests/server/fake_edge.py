@@ -92,7 +92,7 @@ class FakeEdge:
             self.news.set()
 
     def open(self, conn: int, **request: Any) -> None:
-        self.link.send({"op": "open", "conn": conn, "request": request, "peer": "127.0.0.1"})
+        self.link.send({"op": "open", "conn": conn, "request": request})
 
     def gone(self, conn: int, *, lost: bool = False) -> None:
         self.link.send({"op": "gone", "conn": conn, "lost": lost, "why": "test"})

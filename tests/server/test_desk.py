@@ -381,6 +381,54 @@ def test_lossless_answers_to_a_client_that_has_left_wait_for_nobody() -> None:
     run(talk)
 
 
+def test_sound_in_drops_holds_no_slot_for_ever() -> None:
+    async def talk() -> None:
+        async with world(idle_s=60.0, max_s=100.0) as it:
+            it.edge.open(1)
+            await it.edge.told_of("seat", 1)
+            guest = await it.guests.get()
+            for seconds in (50, 50, 50, 49, 1):
+                assert guest.ended is None
+                guest._heard_s += seconds  # as if a frame had come
+                it.wait(seconds)
+            assert guest.ended is None
+            guest._heard_s += 1
+            it.wait(1)
+            assert guest.ended == "time_limit"
+
+    run(talk)
+
+
+def test_coming_back_is_no_sound() -> None:
+    async def talk() -> None:
+        async with world(idle_s=60.0) as it:
+            it.edge.open(1)
+            token = (await it.edge.told_of("seat", 1))["session"]["resume"]["token"]
+            guest = await it.guests.get()
+            it.wait(40)
+            it.edge.gone(1, lost=True)
+            it.edge.open(9)  # told after it
+            await it.edge.told_of("seat", 9)
+            it.wait(25)
+            it.edge.open(2, resume=token)
+            await it.edge.told_of("seat", 2)
+            it.wait(19)
+            assert guest.ended is None
+            it.wait(1)
+            assert guest.ended == "idle"
+
+    run(talk)
+
+
+def test_an_edge_process_ends_alone_whatever_it_says() -> None:
+    async def talk() -> None:
+        async with world() as it:
+            it.edge.link.send({"op": "open", "conn": 1, "request": None})
+            await asyncio.wait_for(it.lost.wait(), 5)
+
+    run(talk)
+
+
 def test_lossless_answers_wait_for_a_client_that_may_come_back() -> None:
     async def talk() -> None:
         async with world(late="slow_down") as it:
@@ -416,7 +464,8 @@ def test_a_server_that_stops_waits_for_no_client() -> None:
             it.desk.end_all("shutdown")
             await waiting
             guest.finish(complete=True)
-            assert (await it.edge.told_of("end", 1))["close"] == 1001
+            said = await it.edge.told_of("end", 1)
+            assert (said["close"], said["error"]) == (1001, "shutdown: the server stops")
             await it.desk.empty()
 
     run(talk)

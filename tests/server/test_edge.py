@@ -230,7 +230,6 @@ def test_a_pause_sends_nothing_on_until_the_start() -> None:
             await client.send(pcm(noise(1, seed=1)))
             await client.recv()
             guest = await one.engine.client()
-            assert [told["op"] for told in guest.told] == ["pause", "start"]
             assert np.array_equal(guest.heard, noise(1, seed=1))
 
     run(talk)
@@ -320,11 +319,14 @@ def test_a_flood_of_pings_below_the_messages_is_cut_off() -> None:
     async def talk() -> None:
         async with edge() as one, raw(one) as client:
             await begin(client)
-            for _ in range(600):
+            for _ in range(5_000):  # more than a slow machine's seconds allow
                 client.protocol.send_ping(b"")
                 client.transport.write(b"".join(client.protocol.data_to_send()))
-            await client.wait_closed()
-            assert (client.close_code, client.close_reason) == (1008, "too_fast")
+            await client.wait_closed()  # of the close itself a flood may see no more
+            guest = await one.engine.client()
+            await one.engine.until(lambda: guest.gone is not None)
+            assert guest.gone is not None
+            assert guest.gone["why"] == "closed with 1008"
 
     run(talk)
 
@@ -456,8 +458,9 @@ def test_the_stop_closes_clients_as_going_away() -> None:
         async with edge() as one, raw(one) as client:
             await begin(client)
             one.engine.link.send({"op": "stop"})
-            _, code, reason = await rest(client)
+            messages, code, reason = await rest(client)
             assert (code, reason) == (1001, "shutdown")
+            assert of_kind(messages, 5) == [b"shutdown: the server stops"]
             assert await one.serving == 0
 
     run(talk)
@@ -468,8 +471,9 @@ def test_an_engine_that_is_gone_closes_clients_for_a_restart() -> None:
         async with edge() as one, raw(one) as client:
             await begin(client)
             one.engine.link.close()
-            _, code, reason = await rest(client)
+            messages, code, reason = await rest(client)
             assert (code, reason) == (1012, "engine failed")
+            assert of_kind(messages, 5) == [b"engine_failed: its process is gone"]
             assert await one.serving == 0
 
     run(talk)

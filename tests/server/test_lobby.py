@@ -244,6 +244,23 @@ def test_a_client_may_come_back_while_its_state_is_on_its_way_out() -> None:
     assert hall.log.positions == {"b": (1, 1)}
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_who_is_away_again_while_in_line_is_not_waited_for_without_end(lost: bool) -> None:
+    hall = Hall()
+    hall.lobby.arrive("a")
+    seat = hall.log.seated["a"]
+    hall.lobby.leave("a", lost=True)
+    hall.lobby.arrive("b")
+    hall.lobby.parked(seat, 40)
+    hall.lobby.arrive("a2", seat.token)
+    assert hall.log.positions == {"a2": (1, 1)}
+    hall.lobby.leave("a2", lost=lost)
+    assert hall.log.lost == ([] if lost else [seat])
+    hall.wait(30)
+    assert hall.log.lost == [seat]
+    assert hall.lobby.parked_bytes == 0
+
+
 def test_a_state_that_does_not_come_back_ends_the_conversation() -> None:
     hall = Hall()
     hall.lobby.arrive("a")
@@ -370,6 +387,10 @@ class Comings(RuleBasedStateMachine):
         assert not ready or len(holding) >= self.slots
         holders = [seat.conn for seat in lobby._seats if seat.conn is not None]
         assert len(holders) == len(set(holders))
+        returning = [waiter.seat for waiter in lobby._line]
+        for seat in lobby._seats:
+            here = seat.conn is not None or seat in returning
+            assert here or seat.ending or seat.away_since_s is not None
 
     @rule()
     def nobody_new_is_seated_beyond_the_slots(self) -> None:

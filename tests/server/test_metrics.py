@@ -28,7 +28,7 @@ def read(metrics: ServerMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
 def test_the_numbers_of_a_server_are_shown() -> None:
     counts = ServerCounts()
     counts.sessions["done"] += 2
-    counts.edges.update({"bad_messages.empty": 3, "bytes.in": 1000})
+    counts.edges.update({"bad_messages.empty": 3, "sent_away.too_fast": 7})
     counts.gauges = {0: {"connections": 2}, 1: {"connections": 3}}
     counts.latency.add_ns(25_000_000)
     counts.latency.add_ns(5_000_000_000)
@@ -44,7 +44,7 @@ def test_the_numbers_of_a_server_are_shown() -> None:
     assert got["moshi_pipe_slots", ("total",)] == 4
     assert got["moshi_pipe_sessions_total", ("done",)] == 2
     assert got["moshi_pipe_edge_bad_messages_total", ("empty",)] == 3
-    assert got["moshi_pipe_edge_bytes_total", ("in",)] == 1000
+    assert got["moshi_pipe_edge_sent_away_total", ("too_fast",)] == 7
     assert got["moshi_pipe_edge_connections", ()] == 5
     assert got["moshi_pipe_latency_seconds_bucket", ("0.02",)] == 0
     assert got["moshi_pipe_latency_seconds_bucket", ("0.03",)] == 1

@@ -125,9 +125,38 @@ def test_after_any_garbage_the_next_page_is_found(before: bytes, packet: bytes, 
     damaged = bytearray(page)
     damaged[at % len(page)] ^= 0x40
     found = reader.push(before + bytes(damaged) + page + page)
-    # What the garbage claims to be may still wait for its rest.
-    found += reader.push(bytes(MAX_PAGE_BYTES))
     assert [one.parts for one in found[-2:]] == [(packet,), (packet,)]
+
+
+def test_a_page_that_claims_too_much_does_not_swallow_the_next() -> None:
+    page = PageWriter(3).write(b"abc", 1)
+    liar = CAPTURE + b"\x00\x00" + b"\xff" * 400
+    reader = PageReader()
+    assert reader.push(liar) == []
+    assert reader.push(page[:20]) == []
+    assert len(reader.push(page[20:])) == 1
+    assert len(reader.push(page)) == 1
+    assert reader.num_damaged == 1
+    assert reader.num_skipped_bytes == len(liar)
+    assert len(reader) == 0
+
+
+def test_liars_ahead_are_tried_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+
+    def count(page: bytes) -> int:
+        checked.append(len(page))
+        return checksum(page)
+
+    long = CAPTURE + b"\x00\x00" + b"\xff" * 400
+    false = bytearray(PageWriter(3).write(bytes(600), 1))
+    false[100] ^= 1
+    monkeypatch.setattr("moshi_pipe.server.ogg.checksum", count)
+    reader = PageReader()
+    reader.push(long + bytes(false))
+    for _ in range(50):
+        reader.push(b"x")
+    assert checked == [len(false)]
 
 
 def test_a_capture_pattern_at_the_end_of_garbage_is_kept() -> None:

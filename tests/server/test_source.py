@@ -41,7 +41,11 @@ def test_strangers_come_in_only_when_that_is_meant(
 
 
 def test_a_token_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORD", raising=False)
+    for word in ("", " "):
+        monkeypatch.setenv("WORD", word)
+        with pytest.raises(ConfigError, match=r"^the environment variable WORD holds no token\n"):
+            make(token_env="WORD")
+    monkeypatch.delenv("WORD")
     with pytest.raises(ConfigError, match=r"^the environment variable WORD holds no token\n"):
         make(token_env="WORD")
 
@@ -55,6 +59,7 @@ def test_a_token_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         ({"max_waiting": -1}, "server.max_waiting cannot be -1"),
         ({"tls_cert": "/nowhere"}, "a certificate and its key belong together"),
         ({"tls_cert": "/nowhere", "tls_key": "/nowhere"}, "server.tls_cert is no file"),
+        ({"origins": ["*", "example.org"]}, "server.origins holds what is no origin"),
         ({"edge": EdgeOptions(0)}, "edge.processes cannot be 0"),
     ],
 )

@@ -169,7 +169,7 @@ class FakeEngine:
         elif op == "ask":
             value = "moshi_up 1\n" if message["what"] == "metrics" else {"server": "fake"}
             self.link.send({"op": "answer", "id": message["id"], "value": value})
-        elif op in ("end_turn", "pause", "start", "gone"):
+        elif op in ("end_turn", "gone"):
             one = self.seated[message["conn"]]
             one.told.append(message)
             if op == "gone":

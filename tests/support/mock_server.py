@@ -253,8 +253,9 @@ class MockServer:
             return await refuse(connection, *behaviour.refuse)
         if "resume" in seen.query and not behaviour.accept_resume:
             return await refuse(connection, "resume_failed: the token is not known", Close.POLICY)
-        for position in behaviour.queue if "resume" not in seen.query else ():
-            values = {"type": "queue", "position": position, "waiting": max(behaviour.queue)}
+        queue = behaviour.queue if "resume" not in seen.query else ()
+        for position in queue:
+            values = {"type": "queue", "position": position, "waiting": max(queue)}
             await connection.send(metadata(values))
             await asyncio.sleep(behaviour.queue_s)
         await connection.send(HANDSHAKE)

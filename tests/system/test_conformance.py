@@ -32,18 +32,21 @@ def test_our_server_does_all_of_the_protocol(
     assert code == 0, said
 
 
-def test_so_it_does_behind_a_token_when_nothing_may_be_dropped(
+def test_so_it_does_behind_tls_and_a_token_when_nothing_may_be_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["engine.late=slow_down", "server.token_env=SECRET"]
+    pytest.importorskip("cryptography")
+    words = ["engine.late=slow_down", "server.self_signed=true", "server.token_env=SECRET"]
+    environment = {"SECRET": SECRET, "XDG_CACHE_HOME": str(tmp_path)}
     words += [f"output_dir={tmp_path}/out", *COMMON]
-    with Server(tmp_path, *words, environment={"SECRET": SECRET}) as server:
+    with Server(tmp_path, *words, environment=environment) as server:
         url = server.url.replace("http", "ws", 1)
+        assert url.startswith("wss://")
         monkeypatch.delenv("MOSHI_PIPE_TOKEN", raising=False)
-        stranger = main([url, "--only", "greeted"])
+        stranger = main([url, "--insecure", "--only", "greeted"])
         refused = capsys.readouterr().out
         monkeypatch.setenv("MOSHI_PIPE_TOKEN", SECRET)
-        code = main([url, "--within", "20"])
+        code = main([url, "--insecure", "--within", "20"])
     said = capsys.readouterr().out
     assert stranger == 1
     assert "HTTP 401" in refused

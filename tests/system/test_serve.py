@@ -37,12 +37,11 @@ WAIT_S = 30
 class Server:
     """A server of one slot on a free port. Lossless, clients may talk as fast as they like."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, code: str | None = None) -> None:
         self.process = subprocess.Popen(
             [
                 sys.executable,
-                "-m",
-                "moshi_pipe",
+                *(("-m", "moshi_pipe") if code is None else ("-c", code)),
                 "source=websocket",
                 "sink=websocket",
                 "server.port=0",
@@ -90,7 +89,7 @@ class Client:
     """Talks in PCM; keeps what it was told."""
 
     def __init__(self, server: Server, query: str = "") -> None:
-        self.audio = 0
+        self.sound = b""
         self.text = ""
         self.said: list[dict[str, Any]] = []
         url = f"ws://127.0.0.1:{server.port}/api/chat?audio=pcm_f32le{query}"
@@ -102,6 +101,11 @@ class Client:
         while (message := self._next()) != b"\x00":
             self._take(message)
         return self.told("session")
+
+    @property
+    def audio(self) -> int:
+        """Bytes of what was heard."""
+        return len(self.sound)
 
     def talk(self, frames: int) -> None:
         for _ in range(frames):
@@ -146,7 +150,7 @@ class Client:
 
     def _take(self, message: bytes) -> None:
         if message[0] == AUDIO:
-            self.audio += len(message) - 1
+            self.sound += message[1:]
         elif message[0] == TEXT:
             self.text += message[1:].decode()
         elif message[0] == METADATA:
@@ -215,6 +219,70 @@ def test_a_client_that_was_cut_off_goes_on_where_it_was(server: Server) -> None:
     again.close()
     late = Client(server, f"&resume={session['resume']['token']}")
     assert late.end() == (1008, "resume_failed")
+
+
+def test_a_slot_is_given_away_and_its_conversation_goes_on_to_the_last_bit(server: Server) -> None:
+    whole = Client(server, "&seed=3")
+    whole.begin()
+    whole.talk(20)
+    whole.hear(19)
+    whole.close()
+
+    client = Client(server, "&seed=3")
+    token = client.begin()["resume"]["token"]
+    client.talk(8)
+    client.hear(7)
+    client.vanish()
+    other = Client(server, "&seed=4")  # there is one slot: the state of the first is parked
+    other.begin()
+    other.talk(5)
+    other.hear(4)
+    again = Client(server, f"&resume={token}")
+    assert again.told("queue")["position"] == 1
+    other.close()
+    assert again.begin()["resumed"] is True
+    again.talk(12)
+    again.hear(12)
+    assert client.sound + again.sound == whole.sound
+    again.close()
+
+
+FAILS = """
+import sys
+from moshi_pipe.cli import main
+from moshi_pipe.engine.stages import LMStage
+
+step = LMStage.step
+
+def failing(self, inputs, tick):
+    if self._running().num_steps.max() == 5:
+        raise RuntimeError("a stone in the machine")
+    return step(self, inputs, tick)
+
+LMStage.step = failing
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_failed_engine_is_said_and_another_serves(tmp_path: Path) -> None:
+    with Server(tmp_path, "engine.restarts=1", "engine.late=slow_down", code=FAILS) as server:
+        client = Client(server)
+        client.begin()
+        waiting = Client(server)
+        waiting.told("queue")
+        client.talk(8)
+        close, reason = client.end()
+        assert close == 1012
+        assert reason.startswith("engine failed: the engine stopped: a tick failed")
+        assert "a stone in the machine" in reason
+        waiting.begin()  # by the new engine
+        waiting.talk(3)
+        waiting.hear(2)
+        waiting.talk(5)
+        assert waiting.end()[0] == 1012
+        _, err = server.process.communicate(timeout=60)
+        assert server.process.returncode == 6, err
+        assert "none lasts (engine.restarts)" in err
 
 
 def test_a_server_that_is_stopped_says_so_and_ends(tmp_path: Path) -> None:

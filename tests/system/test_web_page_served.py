@@ -83,6 +83,13 @@ def test_the_settings_are_those_of_the_server(browser: Browser, server: Server) 
             for name in ranges
         }
         badge = page.locator("#random").is_visible()
+        page.fill("#audio_topk", "40")
+        page.fill("#repetition_penalty", "1.15")
+        page.fill("#seed", str(2**63 - 1))
+        page.check("#record")
+        page.click("#settings .done")
+        talk(page)
+        until(page, lambda: said(page) > 0)
 
     assert shown == ranges
     assert badge

@@ -38,6 +38,13 @@ test("blocks that nearly touch do touch, and what was before the beginning is le
   assert.equal(recording.toWav().length, 44 + 4 * 960);
 });
 
+test("a recording of an hour can be saved", () => {
+  const recording = new Recording(24000);
+  const [blocks, one] = [180_000, new Float32Array(1)]; // of 20 ms, cut short
+  for (let i = 0; i < blocks; i++) recording.add(0, i / 24000, one);
+  assert.equal(recording.toWav().length, 44 + 4 * blocks);
+});
+
 test("samples survive their bytes, and what is too loud is clipped", () => {
   assert.deepEqual([...fromBytes(toBytes(Float32Array.of(0, 2, -2)))], [0, 32767 / 32768, -32767 / 32768]);
   assert.equal(fromBytes(Uint8Array.of(0, 0x40, 1))[0], 0.5);
@@ -72,7 +79,15 @@ test("messages are read as the protocol has them", () => {
 });
 
 test("a failure that has no text of its own is still told", () => {
-  assert.equal(noticeOf({ code: "nova", sentence: "the sun went out" }).text, "The server says: the sun went out.");
-  assert.equal(noticeOf({ code: "closed_4000", sentence: "" }).text, "The connection closed (closed_4000).");
-  assert.equal(noticeOf({ code: "insecure", sentence: "" }).again, false);
+  const here = { hostname: "box", port: "81" };
+  const textOf = (code, sentence) => noticeOf({ code, sentence }, here).text;
+  assert.equal(textOf("nova", "the sun went out"), "The server says: the sun went out.");
+  assert.equal(textOf("closed_4000", ""), "The connection closed (closed_4000).");
+});
+
+test("an insecure address says how to come by a secure one", () => {
+  const notice = noticeOf({ code: "insecure", sentence: "" }, { hostname: "box", port: "81" });
+  assert.ok(notice.text.includes("`ssh -L 81:localhost:81 box`"));
+  assert.ok(notice.text.includes("`http://localhost:81`"));
+  assert.equal(notice.again, false);
 });
