@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moshi_pipe.errors import ConfigError
-from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.host import RunFacts
 from moshi_pipe.remote.assembly import RemoteAssembly
+from moshi_pipe.remote.audio import FRAME_SIZE, SAMPLE_RATE
 from moshi_pipe.report import versions
 
 if TYPE_CHECKING:
@@ -54,32 +53,28 @@ def make_facts(
         seed: Of the run.
         slots: Sessions that the engine holds at once.
         live: Whether audio comes at its own pace.
-
-    Raises:
-        ConfigError: The graph does not take audio.
     """
-    heard = assembly.graph.input_format
-    if not isinstance(heard, Audio):
-        raise ConfigError(
-            f"graph '{assembly.graph.name}' takes {heard}, and this source gives audio",
-            fix="choose graph=dialogue",
-        )
-    lm = None if isinstance(assembly, RemoteAssembly) else assembly.lm
-    remote = isinstance(assembly, RemoteAssembly)
-    caps = models.caps
+    caps, remote = models.caps, isinstance(assembly, RemoteAssembly)
     most = max_candidates(settings)
+    if isinstance(assembly, RemoteAssembly):
+        lm, random, model_type = None, False, "moshi"
+        sample_rate, frame_samples = SAMPLE_RATE, FRAME_SIZE
+    else:
+        lm, random = assembly.lm, assembly.checkpoint.is_random
+        model_type = assembly.model_type
+        sample_rate, frame_samples = assembly.codec.sample_rate, assembly.codec.frame_size
     return RunFacts(
         model=config.model.name,
-        random=not isinstance(assembly, RemoteAssembly) and assembly.checkpoint.is_random,
-        model_type="moshi" if isinstance(assembly, RemoteAssembly) else assembly.model_type,
+        random=random,
+        model_type=model_type,
         backend="remote" if remote else caps.backend,
         device=config.remote.url if config.remote is not None else caps.device,
         dtype="unknown" if remote else caps.dtype,
         quant=None if remote else caps.quant,
         slots=slots,
         frame_s=assembly.frame_s,
-        frame_samples=heard.frame_size,
-        sample_rate=heard.sample_rate,
+        frame_samples=frame_samples,
+        sample_rate=sample_rate,
         settings=settings,
         max_top_k=_most(most, lm, "cardinality"),
         max_text_top_k=_most(most, lm, "text_cardinality"),

@@ -240,8 +240,9 @@ def test_a_thousand_sessions_leave_totals_and_the_last_reports(tmp_path: Path) -
     async def talk(server: Server) -> None:
         tracemalloc.start()
         for number in range(1, 1001):
-            await server.give(f"s{number}", 0.1, None, record=number % 4 == 0).ended.wait()
-            if number in (500, 1000):
+            talker = server.give(f"s{number}", 0.1, 0.2, None, record=number % 4 == 0)
+            await talker.ended.wait()
+            if number in (500, 1000):  # the ticks that are kept, 750, are full by then
                 for _ in range(10):  # callbacks of what ended
                     await asyncio.sleep(0)
                 gc.collect()
@@ -253,7 +254,7 @@ def test_a_thousand_sessions_leave_totals_and_the_last_reports(tmp_path: Path) -
 
     assert report.totals is not None
     assert report.totals.counts == {"done": 1000}
-    assert report.frames == report.totals.frames == 1000
+    assert report.frames == report.totals.frames == 2000
     assert [session.id for session in report.sessions] == [f"s{4 * n}" for n in range(151, 251)]
     assert len(report.sessions) == KEPT
     assert tasks[1] <= tasks[0]
