@@ -105,6 +105,12 @@ class _Run:
             )
         )
         self.live = self.source.live
+        if config.remote is not None and source.endless:
+            raise ConfigError(
+                f"source={config.source.entry.name} serves a model that runs here",
+                got=f"model={config.model.name}, which runs at {config.remote.place}",
+                fix="let clients connect to that server themselves",
+            )
         self.exchange = ring_options(config.engine, self.assembly.frame_s, self.source)
         check_source(self.assembly.graph, config.source.entry.name, source.gives)
         takes = [(sink.label, sink.make()) for sink in config.sinks]

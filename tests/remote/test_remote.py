@@ -312,6 +312,16 @@ def test_mistakes_are_told_before_anything_is_sent(
     assert server.heard == []
 
 
+def test_a_model_that_runs_elsewhere_is_not_served_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["source=websocket", "sink=websocket", "server.port=0", f"output_dir={tmp_path}/out"]
+
+    assert main(["model=remote", "model.url=host:1", *words]) == 2
+
+    assert "source=websocket serves a model that runs here" in capsys.readouterr().err
+
+
 def test_a_folder_is_held_on_several_connections(talk: Path, tmp_path: Path) -> None:
     folder = tmp_path / "talks"
     folder.mkdir()
