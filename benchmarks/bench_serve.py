@@ -33,6 +33,8 @@ from support.audio import babble  # noqa: E402
 from support.hostile import HOSTILE  # noqa: E402
 from support.serving import FRAME, Heard, Pace, Server, talk  # noqa: E402
 
+from moshi_pipe.resume import derive_seed  # noqa: E402
+
 _DETAIL = ("bucket", "created")
 ENGINE = ["model=embedded", "device=cpu", "dtype=float32", "numerics=reference"]
 
@@ -111,13 +113,18 @@ async def everyone(url: str, args: argparse.Namespace) -> list[Heard]:
         await asyncio.sleep(float(joins[i]))
         drift = 1 + float(rng.uniform(-2e-4, 2e-4))
         pace = Pace(speed=drift, jitter_s=0.02, seed=i)
-        return await talk(url, speech(args, i, float(lengths[i])), pace=pace, seed=1000 + i)
+        return await talk(url, speech(args, i, float(lengths[i])), pace=pace, seed=seed_of(i))
 
     heard = await asyncio.gather(*(one(i) for i in range(args.clients)))
     for enemy in enemies:
         enemy.cancel()
     await asyncio.gather(*enemies, return_exceptions=True)
     return list(heard)
+
+
+def seed_of(i: int) -> int:
+    """What a run over the file ``alone-{i}`` with the seed ``1000 + i`` gives its session."""
+    return derive_seed(1000 + i, f"alone-{i}")
 
 
 def speech(args: argparse.Namespace, i: int, seconds: float | None = None) -> Any:
@@ -164,7 +171,7 @@ def text_of(folder: Path, i: int) -> str:
     tokenizer = SentencePieceTokenizer(ROOT / "moshi_pipe" / "embedded" / "tokenizer.model")
     columns = load_file(folder / f"alone-{i}.safetensors")
     said = [int(t) for t in columns["text"] if int(t) not in (-1, 0, 3)]
-    return b"".join(piece_bytes(tokenizer, t) for t in said).decode(errors="ignore")
+    return b"".join(piece_bytes(tokenizer, t) for t in said).decode(errors="replace")
 
 
 def quantiles(ordered: list[float]) -> dict[str, float]:
