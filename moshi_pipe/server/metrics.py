@@ -143,18 +143,21 @@ class ServerMetrics:
             ("overhead", "Time per tick outside of the models"),
         ):
             family = SummaryMetricFamily(f"moshi_pipe_{name}_seconds", text)
-            _add(family, [], statistics[name])
+            _add(family, {}, statistics[name])
             yield family
         nodes = SummaryMetricFamily(
             "moshi_pipe_node_seconds", "Time per tick and node", labels=["node"]
         )
         for node, durations in statistics["nodes"].items():
-            _add(nodes, [node], durations)
+            _add(nodes, {"node": node}, durations)
         yield nodes
 
 
-def _add(family: Any, labels: list[str], durations: Mapping[str, float]) -> None:
-    family.add_metric(labels, durations["count"], durations["total_ms"] / 1000)
+def _add(family: Any, labels: Mapping[str, str], durations: Mapping[str, float]) -> None:
+    for quantile, key in ((0.5, "p50_ms"), (0.99, "p99_ms")):
+        named = {**labels, "quantile": str(quantile)}
+        family.add_sample(family.name, named, durations[key] / 1000)
+    family.add_metric([*labels.values()], durations["count"], durations["total_ms"] / 1000)
 
 
 def _histogram(name: str, text: str, durations: Durations) -> Any:
