@@ -44,8 +44,6 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=None)
     args = parser.parse_args()
     rows = [measure(slots, args) for slots in args.slots]
-    if args.plot is not None:
-        draw(rows, args.plot)
     in_time = [row["sessions"] for row in rows if row["latency_ms"]["p99"] <= LIMIT_MS]
     held = max((s for s, row in zip(args.slots, rows, strict=True) if kept_up(row)), default=0)
     emit(
@@ -60,6 +58,8 @@ def main() -> None:
             "rows": rows,
         },
     )
+    if args.plot is not None:
+        draw(rows, args.plot)
 
 
 def measure(slots: int, args: argparse.Namespace) -> dict[str, Any]:
