@@ -14,21 +14,27 @@ import torch
 from moshi_pipe_nano import domain
 from moshi_pipe_nano.espeak import SAMPLE_RATE, synthesizer
 from moshi_pipe_nano.noise import NoiseBeds, draw_gain
-from moshi_pipe_nano.voices import ASSISTANT, Speaker, draw_speaker
+from moshi_pipe_nano.synthesis import Line
+from moshi_pipe_nano.voices import ASSISTANT, draw_speaker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    import numpy.typing as npt
     from torch import Tensor
 
-    from moshi_pipe_nano.espeak import Speech
+    from moshi_pipe_nano.synthesis import Recording
 
 FRAME_SAMPLES: Final = 1_920
 POSITIONS_PER_FRAME: Final = 2
 _MARGIN_S: Final = 0.5
 _LOOK_BACK_S: Final = 0.04  # a phoneme is asked for when 40 ms of it and what follows were heard
 _LONGEST_SALAD: Final = 7
+_GRID: Final = 120  # samples between two entries of the phoneme track, 5 ms
+_SALAD_SHARE: Final = 0.3
+_KIND_WEIGHTS: Final = {
+    "sum": 0.36, "repeat": 0.22, "after": 0.12, "count": 0.07, "colour": 0.07, "name": 0.06,
+    "greeting": 0.07, "goodbye": 0.03,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,39 +51,57 @@ class Batch:
 
 
 class Pool:
-    """Sentences in memory, from which crops are drawn.
+    """Recordings on one device, from which crops are drawn.
 
     Args:
-        sentences: What is said.
+        recordings: What is said.
         symbols: Phoneme inventory; unknown ones count as none.
+        device: Where they are kept.
     """
 
-    def __init__(self, sentences: Sequence[Speech], symbols: Sequence[str]) -> None:
+    def __init__(
+        self, recordings: Sequence[Recording], symbols: Sequence[str], device: torch.device
+    ) -> None:
         index = {symbol: i + 1 for i, symbol in enumerate(symbols)}
-        self._samples = [(s.samples * 32_767).clip(-32_768, 32_767).astype(np.int16) for s in sentences]
-        self._starts = [np.array([p.start_s for p in s.phones]) for s in sentences]
-        self._ends = [s.phones[-1].end_s for s in sentences]
-        self._labels = [np.array([index.get(p.label, 0) for p in s.phones]) for s in sentences]
+        tracks = [_track(recording, index) for recording in recordings]
+        lengths = [len(r.pcm) for r in recordings]
+        self.lines = [r.line for r in recordings]
+        self.words = [r.words for r in recordings]
+        self.lengths = np.array(lengths)
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+        self.device = device
+        self.pcm = torch.from_numpy(np.concatenate([r.pcm for r in recordings])).to(device)
+        self._tracks = torch.from_numpy(np.concatenate(tracks)).to(device)
+        sizes = np.array([len(track) for track in tracks])
+        starts = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+        self._track_size = torch.from_numpy(sizes).to(device)
+        self._track_start = torch.from_numpy(starts).to(device)
+        self._length = torch.from_numpy(self.lengths).to(device)
+        self._offset = torch.from_numpy(self.offsets).to(device)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.lines)
 
-    def crop(
-        self, which: int, start_s: float, num_frames: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """A piece of a sentence, silence beyond its ends; ``start_s`` may be negative."""
-        samples = self._samples[which]
-        first, size = round(start_s * SAMPLE_RATE), num_frames * FRAME_SAMPLES
-        out = np.zeros(size, np.float32)
-        begin, end = max(first, 0), min(first + size, len(samples))
-        if end > begin:
-            out[begin - first : end - first] = samples[begin:end] / np.float32(32_768)
-        step_s = FRAME_SAMPLES / POSITIONS_PER_FRAME / SAMPLE_RATE
-        times = start_s + np.arange(num_frames * POSITIONS_PER_FRAME) * step_s
-        times = times + step_s - _LOOK_BACK_S
-        inside = np.searchsorted(self._starts[which], times, side="right") - 1
-        spoken = (inside >= 0) & (times < self._ends[which])
-        return out, np.where(spoken, self._labels[which][inside], 0)
+    def crop(self, which_B: Tensor, start_B: Tensor, num_frames: int) -> Batch:
+        """Pieces of recordings, silence beyond their ends.
+
+        Args:
+            which_B: Indices of recordings, int64.
+            start_B: First samples, may be negative.
+            num_frames: Of each piece.
+        """
+        size = num_frames * FRAME_SAMPLES
+        at_BN = start_B[:, None] + torch.arange(size, device=self.device)
+        inside_BN = (at_BN >= 0) & (at_BN < self._length[which_B, None])
+        index_BN = torch.where(inside_BN, at_BN + self._offset[which_B, None], 0)
+        pcm_BN = self.pcm[index_BN].float() * inside_BN / 32_768
+        step = FRAME_SAMPLES // POSITIONS_PER_FRAME
+        ends_P = torch.arange(1, num_frames * POSITIONS_PER_FRAME + 1, device=self.device) * step
+        heard_BP = start_B[:, None] + ends_P - round(_LOOK_BACK_S * SAMPLE_RATE)
+        grid_BP = torch.div(heard_BP, _GRID, rounding_mode="floor")
+        spoken_BP = (grid_BP >= 0) & (grid_BP < self._track_size[which_B, None])
+        label_BP = self._tracks[torch.where(spoken_BP, grid_BP + self._track_start[which_B, None], 0)]
+        return Batch(pcm_BN, torch.where(spoken_BP, label_BP.long(), 0))
 
     def draw(
         self,
@@ -87,49 +111,64 @@ class Pool:
         beds: NoiseBeds | None = None,
     ) -> Batch:
         """Random crops; with noise and gain where ``beds`` are given."""
-        pcm, phones = [], []
-        for _ in range(count):
-            which = int(rng.integers(len(self._samples)))
-            length_s = len(self._samples[which]) / SAMPLE_RATE
-            latest = max(length_s + _MARGIN_S - num_frames * FRAME_SAMPLES / SAMPLE_RATE, 0.0)
-            x, y = self.crop(which, float(rng.uniform(-_MARGIN_S, latest)), num_frames)
-            if beds is not None:
-                x = x * draw_gain(rng) + beds.draw(len(x), rng)
-            pcm.append(x)
-            phones.append(y)
-        return Batch(
-            torch.from_numpy(np.stack(pcm).clip(-1, 1)), torch.from_numpy(np.stack(phones))
+        which = rng.integers(len(self), size=count)
+        margin = round(_MARGIN_S * SAMPLE_RATE)
+        latest = np.maximum(self.lengths[which] + margin - num_frames * FRAME_SAMPLES, 0)
+        start = np.floor(rng.uniform(-margin, latest + 1)).astype(np.int64)
+        batch = self.crop(
+            torch.from_numpy(which).to(self.device),
+            torch.from_numpy(start).to(self.device),
+            num_frames,
         )
+        if beds is None:
+            return batch
+        gain = torch.from_numpy(draw_gain(rng, count)).to(self.device)
+        noisy_BN = batch.pcm_BN * gain[:, None] + beds.draw(count, batch.pcm_BN.shape[1], rng)
+        return Batch(noisy_BN.clamp(-1, 1), batch.phones_BP)
 
 
-def assistant_sentences(num_salads: int, seed: int) -> Iterator[Speech]:
+def assistant_lines(num_salads: int, seed: int) -> list[Line]:
     """The answers that training may see, then word salads, all in the model's voice."""
     trained = {e.answer for e in domain.exchanges() if not e.held_out_pair}
-    for text in domain.answers():
-        if text in trained:
-            yield _say(text, ASSISTANT)
+    lines = [Line(text, ASSISTANT) for text in domain.answers() if text in trained]
     rng = np.random.default_rng([seed, 1])
-    for _ in range(num_salads):
-        yield _say(_salad(rng), ASSISTANT)
+    return lines + [Line(_salad(rng), ASSISTANT) for _ in range(num_salads)]
 
 
-def user_sentences(count: int, seed: int, *, held_out: bool = False) -> Iterator[Speech]:
-    """Questions of the domain, each kind as often as another, and word salads, by many voices.
+def user_lines(
+    count: int,
+    seed: int,
+    *,
+    held_out: bool = False,
+    salads: bool = True,
+    unknown: bool = False,
+) -> list[Line]:
+    """Questions of the domain and word salads, by many voices.
 
     Args:
-        count: Sentences.
-        seed: Of the choice of sentences and speakers.
+        count: Lines.
+        seed: Of the choice of lines and speakers.
         held_out: Take the voices that training never hears.
+        salads: Mix word salads in.
+        unknown: Take the exchanges that training never sees, instead of those it does.
     """
-    rng = np.random.default_rng([seed, 2])
-    asked = {k: [e for e in domain.exchanges() if e.kind == k and e.trained] for k in domain.KINDS}
+    rng = np.random.default_rng([seed, 2, int(held_out), int(unknown)])
+    asked: dict[str, list[int]] = {kind: [] for kind in domain.KINDS}
+    for i, exchange in enumerate(domain.exchanges()):
+        if exchange.trained != unknown:
+            asked[exchange.kind].append(i)
+    kinds = [kind for kind in domain.KINDS if asked[kind]]
+    weights = np.array([_KIND_WEIGHTS[kind] for kind in kinds])
+    lines = []
     for _ in range(count):
-        if rng.random() < 0.3:
-            text = _salad(rng)
-        else:
-            kind = domain.KINDS[rng.integers(len(domain.KINDS))]
-            text = asked[kind][rng.integers(len(asked[kind]))].question
-        yield _say(text, draw_speaker(rng, held_out=held_out))
+        speaker = draw_speaker(rng, held_out=held_out)
+        if salads and rng.random() < _SALAD_SHARE:
+            lines.append(Line(_salad(rng), speaker))
+            continue
+        choices = asked[kinds[rng.choice(len(kinds), p=weights / weights.sum())]]
+        which = choices[rng.integers(len(choices))]
+        lines.append(Line(domain.exchanges()[which].question, speaker, which))
+    return lines
 
 
 def phone_symbols() -> tuple[str, ...]:
@@ -147,7 +186,11 @@ def _salad(rng: np.random.Generator) -> str:
     return " ".join(words[i] for i in rng.integers(len(words), size=count))
 
 
-def _say(text: str, speaker: Speaker) -> Speech:
-    return synthesizer().say(
-        text, voice=speaker.voice, speed=speaker.speed, pitch=speaker.pitch
-    )
+def _track(recording: Recording, index: dict[str, int]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Phoneme at each step of the grid until the last one ends."""
+    phones = recording.phones
+    times = np.arange(int(phones[-1].end_s * SAMPLE_RATE / _GRID) + 1) * _GRID / SAMPLE_RATE
+    starts = np.array([phone.start_s for phone in phones])
+    labels = np.array([index.get(phone.label, 0) for phone in phones], np.uint8)
+    inside = np.searchsorted(starts, times, side="right") - 1
+    return np.where(inside >= 0, labels[inside.clip(0)], 0).astype(np.uint8)

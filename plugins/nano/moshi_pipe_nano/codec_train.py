@@ -7,6 +7,7 @@ After the first phase the codes are final, and the language model can be trained
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,28 +19,41 @@ from torch.nn import functional as F
 from moshi_pipe_nano.codec_data import (
     POSITIONS_PER_FRAME,
     Pool,
-    assistant_sentences,
+    assistant_lines,
     phone_symbols,
-    user_sentences,
+    user_lines,
 )
 from moshi_pipe_nano.losses import spectral_loss
 from moshi_pipe_nano.mimi_net import MimiNet
 from moshi_pipe_nano.noise import NoiseBeds
-from moshi_pipe_nano.run import Journal, Means, learning_rate, load, save
+from moshi_pipe_nano.run import (
+    Alarm,
+    Course,
+    Journal,
+    Means,
+    load,
+    pick_device,
+    save,
+    set_up_torch,
+)
 from moshi_pipe_nano.shapes import mimi_spec
+from moshi_pipe_nano.synthesis import speak_all
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from moshi_pipe_nano.codec_data import Batch
-    from moshi_pipe_nano.options import CodecOptions, Options
+    from moshi_pipe_nano.options import Options
 
 CHECKPOINT: Final = "codec.pt"
-_DECODER: Final = ("upsample", "decoder")
+OPTIMIZER: Final = "codec-optimizer.pt"
+_DECODER: Final = ("upsample", "decoder", "decoder_transformer", "quantizer.rvq_first.output_proj",
+                   "quantizer.rvq_rest.output_proj")  # fmt: skip
 _LOG_EVERY: Final = 50
 _VALIDATE_EVERY: Final = 200
 _GRADIENT_LIMIT: Final = 1.0
 _DROPPED_SHARE: Final = 0.25  # of crops that are decoded from fewer codebooks
+_UNHEARD: Final = 64  # sentences by held-out voices that measure the encoder
 
 
 class PhoneHead(nn.Module):
@@ -58,47 +72,78 @@ class PhoneHead(nn.Module):
         return logits.view(-1, self.num_classes)
 
 
+@dataclass(frozen=True, slots=True)
+class CodecPools:
+    """What the codec hears.
+
+    Attributes:
+        symbols: Phoneme inventory.
+        own: The model's voice.
+        user: Many voices, the ones of training.
+        unheard: Sentences by voices that training never hears.
+    """
+
+    symbols: tuple[str, ...]
+    own: Pool
+    user: Pool
+    unheard: Pool
+
+
+def make_pools(options: Options, device: torch.device) -> CodecPools:
+    """Speak everything that the codec is trained on."""
+    codec, symbols = options.codec, phone_symbols()
+    own = assistant_lines(codec.num_salads, options.seed)
+    user = user_lines(codec.num_user_sentences, options.seed)
+    unheard = user_lines(_UNHEARD, options.seed + 1, held_out=True)
+    spoken = speak_all([*own, *user, *unheard], options.workers)
+    parts = (spoken[: len(own)], spoken[len(own) : -len(unheard)], spoken[-len(unheard) :])
+    pools = [Pool(part, symbols, device) for part in parts]
+    return CodecPools(symbols, *pools)
+
+
 class CodecTraining:
-    """The codec, its classifier, its data and where the training stands.
+    """The codec, its classifier and where the training stands.
 
     Args:
         options: Of the whole command.
+        num_symbols: Of the phoneme inventory.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, num_symbols: int) -> None:
         self.options, self.codec = options, options.codec
-        self.symbols = phone_symbols()
-        self.net = MimiNet(mimi_spec(self.codec), options.seed)
+        self.device = pick_device(options.device)
+        self.net = MimiNet(mimi_spec(self.codec), options.seed).place(self.device)
         torch.manual_seed(options.seed)
-        self.head = PhoneHead(self.codec.quantizer_dim, len(self.symbols))
+        self.head = PhoneHead(self.codec.quantizer_dim, num_symbols).to(self.device)
         self.step = 0
-        self.path = Path(options.out) / CHECKPOINT
+        self.folder = Path(options.out)
         self.optimizer = self._optimizer()
-        state = load(self.path)
+        state = load(self.folder / CHECKPOINT)
+        if state is None and options.codec_from:
+            state = load(Path(options.codec_from))
         if state is not None:
             self.restore(state)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of both phases."""
-        return self.codec.num_steps + self.codec.num_decoder_steps
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a saved training."""
         self.net.load_state_dict(state["net"])
         self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        optimizer = load(self.folder / OPTIMIZER)
+        if optimizer is not None and optimizer["step"] == self.step:
+            self.optimizer.load_state_dict(optimizer["optimizer"])
 
-    def save(self, path: Path | None = None) -> None:
-        """Write everything that carrying on needs."""
+    def save(self, name: str = CHECKPOINT) -> None:
+        """Write everything that carrying on needs; the optimizer's part into a file of its own."""
         state = {
             "net": self.net.state_dict(),
             "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
-        save(path or self.path, state)
+        save(self.folder / name, state)
+        if name == CHECKPOINT:
+            optimizer = {"optimizer": self.optimizer.state_dict(), "step": self.step}
+            save(self.folder / OPTIMIZER, optimizer)
 
     def losses(self, assistant: Batch, user: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Losses of one step of the first phase, and updated codebooks."""
@@ -108,7 +153,9 @@ class CodecTraining:
         dropped = rng.random(len(latent)) < _DROPPED_SHARE
         kept[dropped] = rng.integers(1, codec.num_codebooks + 1, size=int(dropped.sum()))
         own = self.net.quantize(
-            latent, num_codebooks_B=torch.from_numpy(kept), learn=(True, True)
+            latent,
+            num_codebooks_B=torch.from_numpy(kept).to(self.device),
+            learn=(True, True),
         )
         decoded = self.net.decode(own.latent_BDT)
         found = {
@@ -148,22 +195,17 @@ class CodecTraining:
         parts = [weights.get(name, 1.0) * value for name, value in losses.items()]
         return torch.stack(parts).sum()
 
-    def update(self, loss: Tensor) -> float:
+    def update(self, loss: Tensor, rate: float) -> Tensor:
         """One step of the optimizer; returns the norm of the gradient."""
-        decoder_only = self.step >= self.codec.num_steps
-        first = self.codec.num_steps if decoder_only else 0
-        length = self.codec.num_decoder_steps if decoder_only else self.codec.num_steps
-        # The decoder goes on at half of the rate: it is not new any more.
-        peak = self.codec.learning_rate * (0.5 if decoder_only else 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step - first, length, peak)
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, _GRADIENT_LIMIT, error_if_nonfinite=True)
+        norm = nn.utils.clip_grad_norm_(parameters, _GRADIENT_LIMIT)
         self.optimizer.step()
         self.step += 1
-        return float(norm)
+        return norm
 
     def _optimizer(self) -> torch.optim.AdamW:
         parameters = [*self.net.parameters(), *self.head.parameters()]
@@ -180,44 +222,67 @@ def phone_accuracy(training: CodecTraining, batch: Batch) -> float:
     return float((guessed[spoken] == targets[spoken]).float().mean())
 
 
-def train_codec(options: Options) -> None:
-    """Train until both phases are done, carrying on from the folder's checkpoint."""
-    torch.set_num_threads(options.threads)
-    training = CodecTraining(options)
-    codec: CodecOptions = options.codec
-    own = Pool(list(assistant_sentences(codec.num_salads, options.seed)), training.symbols)
-    user = Pool(list(user_sentences(codec.num_user_sentences, options.seed)), training.symbols)
-    unheard = list(user_sentences(48, options.seed + 1, held_out=True))
-    beds = NoiseBeds(options.seed)
-    validation = Pool(unheard, training.symbols).draw(
-        48, 25, np.random.default_rng([options.seed, 3]), beds
-    )
-    journal, means = Journal(Path(options.out) / "codec.jsonl"), Means()
-    while training.step < training.num_steps:
+def train_codec(options: Options, pools: CodecPools | None = None) -> None:
+    """Train encoder and decoder until the phase is done, from the folder's checkpoint on."""
+    set_up_torch(options.threads)
+    device = pick_device(options.device)
+    pools = pools or make_pools(options, device)
+    training, codec = CodecTraining(options, len(pools.symbols)), options.codec
+    course = Course(training.step, codec.num_steps, codec.seconds)
+    beds = NoiseBeds(options.seed, device)
+    validation = pools.unheard.draw(_UNHEARD, 25, np.random.default_rng([options.seed, 3]), beds)
+    journal, means = Journal(training.folder / "codec.jsonl"), Means()
+    alarm = Alarm(codec.save_every_s)
+    while course.progress(training.step) < 1:
         rng = np.random.default_rng([options.seed, 4, training.step])
         torch.manual_seed(options.seed * 1_000_003 + training.step)
-        assistant = own.draw(codec.assistant_batch, codec.assistant_frames, rng)
-        if training.step < codec.num_steps:
-            heard = user.draw(codec.user_batch, codec.user_frames, rng, beds)
-            losses = training.losses(assistant, heard, rng)
-        else:
-            losses = training.decoder_losses(assistant)
-        norm = training.update(training.total(losses))
-        means.add(gradient=norm, **{name: float(value.detach()) for name, value in losses.items()})
-        _after_step(training, validation, journal, means)
+        own = pools.own.draw(codec.assistant_batch, codec.assistant_frames, rng)
+        heard = pools.user.draw(codec.user_batch, codec.user_frames, rng, beds)
+        losses = training.losses(own, heard, rng)
+        rate = course.learning_rate(training.step, codec.learning_rate)
+        norm = training.update(training.total(losses), rate)
+        means.add(gradient=norm, **losses)
+        if training.step % _LOG_EVERY == 0:
+            values = means.take()
+            if training.step % _VALIDATE_EVERY == 0:
+                values["unheard_accuracy"] = phone_accuracy(training, validation)
+            journal.write(training.step, {**values, "rate": rate})
+        if alarm.due():
+            training.save()
+    journal.write(training.step, {"unheard_accuracy": phone_accuracy(training, validation)})
     training.save()
+    training.save("codec-joint.pt")
 
 
-def _after_step(
-    training: CodecTraining, validation: Batch, journal: Journal, means: Means
-) -> None:
-    step, codec = training.step, training.codec
-    if step % _LOG_EVERY == 0:
-        values = means.take()
-        if step % _VALIDATE_EVERY == 0 and step <= codec.num_steps:
-            values["unheard_accuracy"] = phone_accuracy(training, validation)
-        journal.write(step, values)
-    if step % codec.save_every == 0 or step == codec.num_steps:
-        training.save()
-    if step == codec.num_steps:
-        training.save(training.path.with_name("codec-joint.pt"))
+def train_decoder(options: Options, pool: Pool | None = None) -> None:
+    """Train the decoder alone; the codes stay as they are.
+
+    A checkpoint of the first phase with more steps than a second phase began with starts anew.
+    """
+    set_up_torch(options.threads)
+    device, codec = pick_device(options.device), options.codec
+    symbols = phone_symbols()
+    if pool is None:
+        lines = assistant_lines(codec.num_salads, options.seed)
+        pool = Pool(speak_all(lines, options.workers), symbols, device)
+    training = CodecTraining(options, len(symbols))
+    for name, parameter in training.net.weights.items():
+        parameter.requires_grad_(name.startswith(_DECODER) and isinstance(parameter, nn.Parameter))
+    last = codec.num_steps + codec.num_decoder_steps
+    course = Course(training.step, last, codec.decoder_seconds)
+    journal, means = Journal(training.folder / "decoder.jsonl"), Means()
+    alarm = Alarm(codec.save_every_s)
+    while course.progress(training.step) < 1:
+        rng = np.random.default_rng([options.seed, 5, training.step])
+        losses = training.decoder_losses(
+            pool.draw(codec.assistant_batch, codec.assistant_frames, rng)
+        )
+        # At half of the rate: the decoder is not new any more.
+        rate = course.learning_rate(training.step, 0.5 * codec.learning_rate)
+        norm = training.update(training.total(losses), rate)
+        means.add(gradient=norm, **losses)
+        if training.step % _LOG_EVERY == 0:
+            journal.write(training.step, {**means.take(), "rate": rate})
+        if alarm.due():
+            training.save()
+    training.save()

@@ -7,6 +7,7 @@ repeated sentences is held out (never trained on as a pair), and so are some way
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 NUMBERS: Final = (
@@ -64,12 +65,14 @@ class Exchange:
         return not (self.held_out_pair or self.held_out_phrasing)
 
 
+@lru_cache(maxsize=1)
 def exchanges() -> tuple[Exchange, ...]:
     """Every exchange of the domain, the held-out ones included, in a fixed order."""
     found = [*_sums(), *_after(), *_counts(), *_colours(), *_repeats(), *_names(), *_fixed()]
     return tuple(found)
 
 
+@lru_cache(maxsize=1)
 def vocabulary() -> tuple[str, ...]:
     """Every word that either side can say, sorted."""
     words = {w for e in exchanges() for w in (*e.question.split(), *e.answer.split())}

@@ -25,7 +25,7 @@ def spectral_loss(decoded_BN: Tensor, original_BN: Tensor, sample_rate: int) -> 
     for window, num_bands in _SCALES:
         spectrum_D = _magnitudes(decoded_BN, window)
         spectrum_O = _magnitudes(original_BN, window)
-        bank = mel_bank(window, num_bands, sample_rate)
+        bank = _bank(window, num_bands, sample_rate, decoded_BN.device)
         total = total + F.l1_loss(_log(bank @ spectrum_D), _log(bank @ spectrum_O))
         if window == _LINEAR_WINDOW:
             total = total + 0.5 * F.l1_loss(_log(spectrum_D), _log(spectrum_O))
@@ -35,7 +35,7 @@ def spectral_loss(decoded_BN: Tensor, original_BN: Tensor, sample_rate: int) -> 
 def mel_distance(decoded_BN: Tensor, original_BN: Tensor, sample_rate: int) -> float:
     """Mean absolute difference of 80-band log-mel spectra, in dB."""
     window, num_bands = _SCALES[-1]
-    bank = mel_bank(window, num_bands, sample_rate)
+    bank = _bank(window, num_bands, sample_rate, decoded_BN.device)
     logs = [_log(bank @ _magnitudes(x, window)) for x in (decoded_BN, original_BN)]
     return float((logs[0] - logs[1]).abs().mean()) * 20 / float(torch.tensor(10.0).log())
 
@@ -47,18 +47,22 @@ def _log(x: Tensor) -> Tensor:
 def _magnitudes(x_BN: Tensor, window: int) -> Tensor:
     """Magnitude spectra ``[B, F, T]``, a full-scale sine near 1."""
     spectrum = torch.stft(
-        x_BN, window, window // 4, window=_hann(window), center=True, return_complex=True
+        x_BN, window, window // 4, window=_hann(window, x_BN.device), center=True, return_complex=True
     )
     power = spectrum.real.square() + spectrum.imag.square()
     return torch.sqrt(power + 1e-9) * (4.0 / window)
 
 
 @lru_cache(maxsize=8)
-def _hann(window: int) -> Tensor:
-    return torch.hann_window(window)
+def _hann(window: int, device: torch.device) -> Tensor:
+    return torch.hann_window(window, device=device)
 
 
 @lru_cache(maxsize=8)
+def _bank(window: int, num_bands: int, sample_rate: int, device: torch.device) -> Tensor:
+    return mel_bank(window, num_bands, sample_rate).to(device)
+
+
 def mel_bank(window: int, num_bands: int, sample_rate: int) -> Tensor:
     """Triangular mel filters ``[M, F]``; each band sums to 1, empty ones take the nearest bin."""
     top = 2595 * torch.log10(torch.tensor(1 + sample_rate / 2 / 700))

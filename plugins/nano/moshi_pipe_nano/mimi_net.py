@@ -62,16 +62,20 @@ class MimiNet(nn.Module):
         super().__init__()
         self.spec = spec
         generator = torch.Generator().manual_seed(seed)
-        self.weights: dict[str, Tensor] = {}
         for name, tensor in mimi_layout(spec).tensors.items():
             value = _initial(name, tensor.shape, spec, generator)
             key = name.replace(".", "/")
             if _CODEBOOK in name:
                 self.register_buffer(key, value)
-                self.weights[name] = self.get_buffer(key)
             else:
                 self.register_parameter(key, nn.Parameter(value))
-                self.weights[name] = self.get_parameter(key)
+        self.weights = _by_name(self)
+
+    def place(self, device: torch.device) -> MimiNet:
+        """Move to a device."""
+        self.to(device)
+        self.weights = _by_name(self)
+        return self
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Weights under the in-memory names of the layout."""
@@ -214,15 +218,17 @@ class MimiNet(nn.Module):
         name = f"{chain}.vq.layers.{k}._codebook"
         usage_V = self.weights[f"{name}.cluster_usage"]
         sums_VQ = self.weights[f"{name}.embedding_sum"]
-        counts_V = torch.bincount(code_M, minlength=len(usage_V)).to(usage_V)
+        counts_V = torch.zeros_like(usage_V)
+        counts_V.index_add_(0, code_M, torch.ones_like(code_M, dtype=usage_V.dtype))
         usage_V.mul_(_DECAY).add_(counts_V, alpha=1 - _DECAY)
         added_VQ = torch.zeros_like(sums_VQ).index_add_(0, code_M, given_MQ)
         sums_VQ.mul_(_DECAY).add_(added_VQ, alpha=1 - _DECAY)
-        dead = (usage_V < _DEAD * len(code_M) / len(usage_V) * 0.1).nonzero()[:, 0]
-        if len(dead):
-            drawn = torch.randint(len(given_MQ), (len(dead),))
-            usage_V[dead] = len(code_M) / len(usage_V) * 0.5
-            sums_VQ[dead] = given_MQ[drawn] * usage_V[dead, None]
+        fair = len(code_M) / len(usage_V)
+        # Without a look at which are dead: that would make a GPU wait for its host.
+        dead_V = usage_V < _DEAD * 0.1 * fair
+        drawn_V = torch.randint(len(given_MQ), (len(usage_V),), device=given_MQ.device)
+        sums_VQ.copy_(torch.where(dead_V[:, None], given_MQ[drawn_V] * (0.5 * fair), sums_VQ))
+        usage_V.copy_(torch.where(dead_V, 0.5 * fair, usage_V))
 
     def _project(self, x_MD: Tensor, name: str) -> Tensor:
         return F.linear(x_MD, self.weights[f"{name}.weight"][..., 0])
@@ -241,6 +247,11 @@ class MimiNet(nn.Module):
     def _transform(self, x_BDT: Tensor, prefix: str) -> Tensor:
         x_BTD = x_BDT.transpose(1, 2)
         return run_stack(x_BTD, self.weights, prefix, self.spec.transformer).transpose(1, 2)
+
+
+def _by_name(net: nn.Module) -> dict[str, Tensor]:
+    own = [*net.named_parameters(), *net.named_buffers()]
+    return {key.replace("/", "."): value for key, value in own}
 
 
 def _initial(

@@ -8,18 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import torch
 
 from moshi_pipe_nano.espeak import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from torch import Tensor
 
 _BEDS: Final = 8
 _BED_S: Final = 20
 NOISE_DB: Final = (-75.0, -42.0)
 """Level of the noise, rms relative to full scale; speech is near -20 dB before its gain."""
 
-_GAIN_DB: Final = (-10.0, 4.0)
+GAIN_DB: Final = (-10.0, 4.0)
 _QUIET_SHARE: Final = 0.2
 
 
@@ -28,9 +29,10 @@ class NoiseBeds:
 
     Args:
         seed: Of the noise.
+        device: Where it is kept.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: torch.device) -> None:
         rng = np.random.default_rng(seed)
         size = _BED_S * SAMPLE_RATE
         frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
@@ -40,17 +42,21 @@ class NoiseBeds:
             spectrum = np.fft.rfft(rng.standard_normal(size)) / np.maximum(frequency, 40) ** slope
             bed = np.fft.irfft(spectrum, size)
             beds.append((bed / bed.std()).astype(np.float32))
-        self._beds = beds
+        self._beds = torch.from_numpy(np.stack(beds)).to(device)
 
-    def draw(self, num_samples: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-        """Noise at a random level, float32 ``[N]``; exact silence in a fifth of the cases."""
-        if rng.random() < _QUIET_SHARE:
-            return np.zeros(num_samples, np.float32)
-        bed = self._beds[rng.integers(len(self._beds))]
-        level = np.float32(10 ** (rng.uniform(*NOISE_DB) / 20))
-        return np.resize(np.roll(bed, int(rng.integers(len(bed)))), num_samples) * level
+    def draw(self, count: int, num_samples: int, rng: np.random.Generator) -> Tensor:
+        """Noise ``[B, N]`` at random levels; exact silence in a fifth of the cases."""
+        device, size = self._beds.device, self._beds.shape[1]
+        level = 10 ** (rng.uniform(*NOISE_DB, count) / 20) * (rng.random(count) >= _QUIET_SHARE)
+        which = rng.integers(_BEDS, size=count) * size
+        start = torch.from_numpy(rng.integers(size, size=count)).to(device)
+        index = (start[:, None] + torch.arange(num_samples, device=device)) % size
+        index += torch.from_numpy(which).to(device)[:, None]
+        levels = torch.from_numpy(level.astype(np.float32)).to(device)
+        return self._beds.view(-1)[index] * levels[:, None]
 
 
-def draw_gain(rng: np.random.Generator) -> np.float32:
-    """Gain of a speaker, as a factor."""
-    return np.float32(10 ** (rng.uniform(*_GAIN_DB) / 20))
+def draw_gain(rng: np.random.Generator, count: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Gains of speakers, as factors."""
+    gains = 10 ** (rng.uniform(*GAIN_DB, count) / 20)
+    return gains.astype(np.float32)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from moshi_pipe.errors import ConfigError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from omegaconf import DictConfig
 
-STAGES = ("codec", "codes", "lm", "export", "data")
+STAGES = ("codec", "decoder", "codes", "lm", "evaluate", "export", "data", "all")
 
 
 @dataclass
@@ -34,7 +38,9 @@ class CodecOptions:
     phone_weight: float = 1.0
     commitment_weight: float = 0.25
     waveform_weight: float = 1.0
-    save_every: int = 200
+    seconds: float = 0.0
+    decoder_seconds: float = 0.0
+    save_every_s: float = 30.0
 
 
 @dataclass
@@ -42,8 +48,10 @@ class DataOptions:
     """Conversations for the language model."""
 
     num_conversations: int = 3000
-    seconds: float = 14.0
-    shard: int = 100
+    num_frames: int = 176
+    num_validation: int = 128
+    batch: int = 16
+    seconds: float = 0.0
 
 
 @dataclass
@@ -51,7 +59,7 @@ class LMOptions:
     """Shape and training of the language model."""
 
     dim: int = 192
-    num_layers: int = 4
+    num_layers: int = 5
     num_heads: int = 6
     context: int = 250
     depth_dim: int = 96
@@ -61,10 +69,15 @@ class LMOptions:
     num_steps: int = 3000
     batch: int = 16
     learning_rate: float = 1.5e-3
-    heard_weight: float = 1.0
+    heard_weight: float = 0.5
     silent_share: float = 0.08
     text_padding_weight: float = 0.15
-    save_every: int = 200
+    own_noise: float = 0.03
+    user_noise: float = 0.05
+    hidden_share: float = 0.3
+    ema_decay: float = 0.998
+    seconds: float = 0.0
+    save_every_s: float = 30.0
 
 
 @dataclass
@@ -75,9 +88,37 @@ class Options:
     out: str = "nano-out"
     seed: int = 0
     threads: int = 2
+    workers: int = 2
+    device: str = "auto"
+    deadline_s: float = 0.0
+    codec_from: str = ""
     codec: CodecOptions = field(default_factory=CodecOptions)
     data: DataOptions = field(default_factory=DataOptions)
     lm: LMOptions = field(default_factory=LMOptions)
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Read ``key=value`` and ``group.key=value`` without Hydra, over the defaults above.
+
+    Raises:
+        ConfigError: There is no such key, or its value is of another type.
+    """
+    options = Options()
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        group, _, key = name.rpartition(".")
+        target: Any = getattr(options, group, None) if group else options
+        known = {f.name for f in fields(target)} if is_dataclass(target) else set()
+        old = getattr(target, key) if key in known else None
+        if not equals or old is None or is_dataclass(old):
+            raise ConfigError("unknown option", got=argument, wanted="key=value of conf/nano.yaml")
+        try:
+            setattr(target, key, type(old)(text))
+        except ValueError as error:
+            raise ConfigError(
+                "an option has another type", got=argument, wanted=type(old).__name__
+            ) from error
+    return options
 
 
 def read_options(cfg: DictConfig) -> Options:

@@ -9,7 +9,7 @@ from moshi_pipe.models.spec import LMSpec, MimiSpec
 if TYPE_CHECKING:
     from moshi_pipe_nano.options import CodecOptions, LMOptions
 
-TEXT_CARDINALITY = 512
+TEXT_CARDINALITY = 128
 _RATIOS = [4, 5, 6, 8]  # the first stride of the encoder is the longest: that is what costs
 
 

@@ -6,6 +6,7 @@ Shape letters: B sequence, T position, D width, H head, E width of one head.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,8 +34,8 @@ def run_stack(
     num_positions = x_BTD.shape[1]
     rotation = None
     if spec.positional_embedding != "none":
-        rotation = _rotation(num_positions, spec.head_dim, spec.max_period)
-    mask = _mask(num_positions, spec.context)
+        rotation = _rotation(num_positions, spec.head_dim, spec.max_period, x_BTD.device)
+    mask = _mask(num_positions, spec.context, x_BTD.device)
     for layer in range(spec.num_layers):
         name = f"{prefix}.layers.{layer}"
         y = _norm(x_BTD, weights, f"{name}.norm1", spec.norm)
@@ -104,18 +105,22 @@ def _feed_forward(
     return _by_set(F.silu(gate) * value, weights, f"{gates}.linear_out.weight", spec)
 
 
-def _mask(num_positions: int, context: int | None) -> Tensor:
+@lru_cache(maxsize=64)
+def _mask(num_positions: int, context: int | None, device: torch.device) -> Tensor:
     """Which position sees which: its past, at most ``context`` entries with itself."""
-    steps_T = torch.arange(num_positions)
+    steps_T = torch.arange(num_positions, device=device)
     back_TT = steps_T[:, None] - steps_T
     seen = back_TT >= 0
     return seen if context is None else seen & (back_TT < context)
 
 
-def _rotation(num_positions: int, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
-    half_E = torch.arange(head_dim // 2, dtype=torch.float32)
+@lru_cache(maxsize=64)
+def _rotation(
+    num_positions: int, head_dim: int, max_period: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    half_E = torch.arange(head_dim // 2, dtype=torch.float32, device=device)
     frequency_E = torch.exp(half_E * (-math.log(max_period) * 2 / head_dim))
-    angle_TE = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequency_E
+    angle_TE = torch.arange(num_positions, device=device)[:, None] * frequency_E
     return angle_TE.cos(), angle_TE.sin()
 
 
