@@ -69,12 +69,12 @@ class MimiNet(nn.Module):
                 self.register_buffer(key, value)
             else:
                 self.register_parameter(key, nn.Parameter(value))
-        self.weights = _by_name(self)
+        self.weights = by_name(self)
 
     def place(self, device: torch.device) -> MimiNet:
         """Move to a device."""
         self.to(device)
-        self.weights = _by_name(self)
+        self.weights = by_name(self)
         return self
 
     def named_tensors(self) -> dict[str, Tensor]:
@@ -249,7 +249,8 @@ class MimiNet(nn.Module):
         return run_stack(x_BTD, self.weights, prefix, self.spec.transformer).transpose(1, 2)
 
 
-def _by_name(net: nn.Module) -> dict[str, Tensor]:
+def by_name(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a net under the names of a checkpoint."""
     own = [*net.named_parameters(), *net.named_buffers()]
     return {key.replace("/", "."): value for key, value in own}
 

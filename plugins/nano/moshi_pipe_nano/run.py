@@ -134,3 +134,8 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in float16: training goes on from them as well."""
+    return {name: value.to(torch.float16) for name, value in state.items()}
