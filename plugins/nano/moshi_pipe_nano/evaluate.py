@@ -74,7 +74,7 @@ def answer(net: LMNet, user_BKT: Tensor, temperature: float = 0.0) -> tuple[Tens
         for k in range(spec.num_user):
             delay = spec.delays[1 + num_own + k]
             if t > delay:
-                ids_BST[:, 1 + num_own + k, t] = user_BKT[:, k, t - delay]
+                ids_BST[:, 1 + num_own + k, t] = user_BKT[:, k, t - delay - 1]
         state_BD = net.temporal(ids_BST[..., : t + 1])[:, -1]
         text_B = net.text_logits(state_BD).argmax(-1)
         codes_BK = torch.zeros(batch, 0, dtype=torch.int64, device=device)

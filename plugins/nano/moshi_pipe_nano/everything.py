@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,7 +25,8 @@ from moshi_pipe_nano.run import Journal, pick_device, set_up_torch
 if TYPE_CHECKING:
     from moshi_pipe_nano.options import Options
 
-_KEPT_S: Final = 22.0  # of the deadline, for what follows the language model's training
+_KEPT_S: Final = 26.0  # of the deadline, for what follows the language model's training
+_START_S: Final = 14.0  # until a process of its own trains
 
 
 def run_everything(options: Options) -> None:
@@ -47,16 +49,17 @@ def run_everything(options: Options) -> None:
     if options.deadline_s > 0:
         left = options.deadline_s - _KEPT_S - (time.monotonic() - begun)
         options.lm.seconds = min(options.lm.seconds or left, max(left, 1.0))
-        options.codec.decoder_seconds = max(options.lm.seconds - 8.0, 1.0)
+        options.codec.decoder_seconds = max(options.lm.seconds - _START_S, 1.0)
     decoder = _decoder_process(options)
     try:
         train_lm(options)
         journal.write(3, {"lm_s": time.monotonic() - begun, **_memory(device)})
-        decoder.wait(timeout=30 if options.deadline_s > 0 else None)
+        with suppress(subprocess.TimeoutExpired):
+            decoder.wait(timeout=15 if options.deadline_s > 0 else None)
     finally:
         if decoder.poll() is None:
-            decoder.terminate()
-            decoder.wait()
+            decoder.terminate()  # it saved now and then
+        decoder.wait()
     journal.write(4, {"decoder_s": time.monotonic() - begun, "code": float(decoder.returncode)})
     evaluate(options)
     journal.write(5, {"evaluated_s": time.monotonic() - begun})

@@ -85,19 +85,18 @@ class LMNet(nn.Module):
 
 
 def columns(spec: LMSpec, text_BT: Tensor, own_BKT: Tensor, user_BKT: Tensor) -> Tensor:
-    """What the model is given at each step, ``[B, S, T]``: the rule of the core's delay line.
+    """What the model is given at each step, ``[B, S, T]``.
 
-    At step ``t`` it has heard the user's frame ``t`` and its own frame ``t - 1``, each less the
-    stream's delay; before that, and for what was heard at step 0, there are the initial ids.
+    At step ``t`` it has every stream's frame ``t - 1`` less the stream's delay, and the initial
+    ids before there is one. The core's delay line gives the same where the first frame is stepped
+    twice (``first_frame: duplicate``): what is heard in a session's very first step is lost.
     """
     frames_BST = torch.cat([text_BT[:, None], own_BKT, user_BKT], dim=1)
     ids_BST = torch.empty_like(frames_BST)
     num_frames = frames_BST.shape[-1]
     for s, (delay, initial) in enumerate(zip(spec.delays, spec.initial_codes, strict=True)):
-        first = delay + 1
-        shift = delay if s > spec.num_generated else first
-        ids_BST[:, s, :first] = initial
-        ids_BST[:, s, first:] = frames_BST[:, s, first - shift : num_frames - shift]
+        ids_BST[:, s, : delay + 1] = initial
+        ids_BST[:, s, delay + 1 :] = frames_BST[:, s, : num_frames - delay - 1]
     return ids_BST
 
 

@@ -246,7 +246,8 @@ class MimiNet(nn.Module):
 
     def _transform(self, x_BDT: Tensor, prefix: str) -> Tensor:
         x_BTD = x_BDT.transpose(1, 2)
-        return run_stack(x_BTD, self.weights, prefix, self.spec.transformer).transpose(1, 2)
+        spec = self.spec
+        return run_stack(x_BTD, self.weights, prefix, spec.transformer, spec.stride).transpose(1, 2)
 
 
 def by_name(net: nn.Module) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ class LMOptions:
     dim: int = 192
     num_layers: int = 5
     num_heads: int = 6
-    context: int = 250
+    context: int = 100
     depth_dim: int = 96
     depth_layers: int = 2
     depth_heads: int = 3

@@ -118,6 +118,7 @@ def set_up_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def run_stack(
-    x_BTD: Tensor, weights: Mapping[str, Tensor], prefix: str, spec: TransformerSpec
+    x_BTD: Tensor,
+    weights: Mapping[str, Tensor],
+    prefix: str,
+    spec: TransformerSpec,
+    per_call: int = 1,
 ) -> Tensor:
     """Run every block at every position; position 0 is the first.
 
@@ -30,12 +34,14 @@ def run_stack(
         weights: By in-memory name.
         prefix: Of the stack's names.
         spec: Shape of the stack. With weight sets, position ``t`` uses set ``weight_sets[t]``.
+        per_call: Positions that a stream runs at once. They are all stored before any of them
+            looks back, so that the first of them sees fewer than the last.
     """
     num_positions = x_BTD.shape[1]
     rotation = None
     if spec.positional_embedding != "none":
         rotation = _rotation(num_positions, spec.head_dim, spec.max_period, x_BTD.device)
-    mask = _mask(num_positions, spec.context, x_BTD.device)
+    mask = _mask(num_positions, spec.context, per_call, x_BTD.device)
     for layer in range(spec.num_layers):
         name = f"{prefix}.layers.{layer}"
         y = _norm(x_BTD, weights, f"{name}.norm1", spec.norm)
@@ -106,12 +112,14 @@ def _feed_forward(
 
 
 @lru_cache(maxsize=64)
-def _mask(num_positions: int, context: int | None, device: torch.device) -> Tensor:
-    """Which position sees which: its past, at most ``context`` entries with itself."""
+def _mask(num_positions: int, context: int | None, per_call: int, device: torch.device) -> Tensor:
+    """Which position sees which: its past, of what is stored when its call ends."""
     steps_T = torch.arange(num_positions, device=device)
-    back_TT = steps_T[:, None] - steps_T
-    seen = back_TT >= 0
-    return seen if context is None else seen & (back_TT < context)
+    seen = steps_T[:, None] >= steps_T
+    if context is None:
+        return seen
+    stored_T = steps_T // per_call * per_call + per_call - 1
+    return seen & (stored_T[:, None] - steps_T < context)
 
 
 @lru_cache(maxsize=64)
