@@ -100,7 +100,9 @@ class Pool:
         heard_BP = start_B[:, None] + ends_P - round(_LOOK_BACK_S * SAMPLE_RATE)
         grid_BP = torch.div(heard_BP, _GRID, rounding_mode="floor")
         spoken_BP = (grid_BP >= 0) & (grid_BP < self._track_size[which_B, None])
-        label_BP = self._tracks[torch.where(spoken_BP, grid_BP + self._track_start[which_B, None], 0)]
+        label_BP = self._tracks[
+            torch.where(spoken_BP, grid_BP + self._track_start[which_B, None], 0)
+        ]
         return Batch(pcm_BN, torch.where(spoken_BP, label_BP.long(), 0))
 
     def draw(
@@ -186,7 +188,9 @@ def _salad(rng: np.random.Generator) -> str:
     return " ".join(words[i] for i in rng.integers(len(words), size=count))
 
 
-def _track(recording: Recording, index: dict[str, int]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def _track(
+    recording: Recording, index: dict[str, int]
+) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """Phoneme at each step of the grid until the last one ends."""
     phones = recording.phones
     times = np.arange(int(phones[-1].end_s * SAMPLE_RATE / _GRID) + 1) * _GRID / SAMPLE_RATE

@@ -209,7 +209,9 @@ class CodecTraining:
 
     def _optimizer(self) -> torch.optim.AdamW:
         parameters = [*self.net.parameters(), *self.head.parameters()]
-        return torch.optim.AdamW(parameters, lr=0.0, betas=(0.8, 0.99), weight_decay=1e-4, fused=True)
+        return torch.optim.AdamW(
+            parameters, lr=0.0, betas=(0.8, 0.99), weight_decay=1e-4, fused=True
+        )
 
 
 @torch.no_grad()

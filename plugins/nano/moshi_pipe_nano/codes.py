@@ -90,8 +90,8 @@ def load_net(options: Options) -> MimiNet:
     return net.place(pick_device(options.device))
 
 
-def write_codes(options: Options, pools: CodecPools | None = None) -> None:
-    """Encode conversations and questions into the folder, as many as the time allows."""
+def write_codes(options: Options, pools: CodecPools | None = None) -> int:
+    """Encode conversations and questions into the folder; returns how many there was time for."""
     set_up_torch(options.threads)
     device = pick_device(options.device)
     pools = pools or make_pools(options, device)
@@ -109,6 +109,7 @@ def write_codes(options: Options, pools: CodecPools | None = None) -> None:
             break
     joined = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Codes)}
     save_arrays(folder / CODES, Codes(**joined))
+    return len(joined["text"])
 
 
 def save_arrays(path: Path, record: Codes | Questions) -> None:

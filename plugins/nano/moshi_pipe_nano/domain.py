@@ -10,14 +10,31 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-NUMBERS: Final = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen"
-).split()
-DAYS: Final = "monday tuesday wednesday thursday friday saturday sunday".split()
-NAMES: Final = "anna peter mary david laura tom sarah john emma daniel".split()
-NOUNS: Final = "cat dog house ball bird table boat door".split()
-COLOURS: Final = "red green blue white black yellow brown orange".split()
+NUMBERS: Final = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+]
+DAYS: Final = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+NAMES: Final = ["anna", "peter", "mary", "david", "laura", "tom", "sarah", "john", "emma", "daniel"]
+NOUNS: Final = ["cat", "dog", "house", "ball", "bird", "table", "boat", "door"]
+COLOURS: Final = ["red", "green", "blue", "white", "black", "yellow", "brown", "orange"]
 THINGS: Final = {
     "the sky": "blue", "grass": "green", "snow": "white", "coal": "black", "the sun": "yellow",
     "blood": "red",

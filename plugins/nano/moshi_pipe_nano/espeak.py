@@ -104,9 +104,7 @@ class Synthesizer:
                 got=str(error),
                 fix="install the package espeak-ng (apt-get install espeak-ng)",
             ) from error
-        rate = self._library.espeak_Initialize(
-            _RETRIEVAL_SYNCHRONOUS, 0, None, _PHONEME_EVENTS_IPA
-        )
+        rate = self._library.espeak_Initialize(_RETRIEVAL_SYNCHRONOUS, 0, None, _PHONEME_EVENTS_IPA)
         if rate != _NATIVE_RATE:
             raise ConfigError(
                 "espeak-ng cannot be started", got=f"rate {rate}", wanted=f"{_NATIVE_RATE}"
@@ -151,7 +149,9 @@ class Synthesizer:
             None,
         )
         library.espeak_Synchronize()
-        native = np.frombuffer(b"".join(self._chunks), dtype="<i2").astype(np.float32) / 32_768
+        native = np.frombuffer(b"".join(self._chunks), dtype="<i2").astype(np.float32) / np.float32(
+            32_768
+        )
         words, phones = _spans(text, self._events, len(native) / _NATIVE_RATE)
         samples = resample(native)
         end = min(len(samples), round((phones[-1].end_s + _TAIL_S) * SAMPLE_RATE))
@@ -187,7 +187,9 @@ def _spans(
     text: str, events: list[tuple[int, int, int, str]], end_s: float
 ) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
     """Words and phonemes with ends: each lasts until the next begins; a nameless one is a pause."""
-    sounds = [(sample / _NATIVE_RATE, label) for kind, _, sample, label in events if kind == _PHONEME]
+    sounds = [
+        (sample / _NATIVE_RATE, label) for kind, _, sample, label in events if kind == _PHONEME
+    ]
     starts = [start for start, _ in sounds[1:]] + [end_s]
     phones = tuple(
         Span(label, start, end) for (start, label), end in zip(sounds, starts, strict=True) if label

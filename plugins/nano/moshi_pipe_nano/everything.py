@@ -43,8 +43,10 @@ def run_everything(options: Options) -> None:
     journal.write(0, {"sentences_s": time.monotonic() - begun, "hours": hours})
     train_codec(options, pools)
     journal.write(1, {"codec_s": time.monotonic() - begun, **_memory(device)})
-    write_codes(options, pools)
-    journal.write(2, {"codes_s": time.monotonic() - begun, **_memory(device)})
+    count = write_codes(options, pools)
+    journal.write(
+        2, {"codes_s": time.monotonic() - begun, "conversations": count, **_memory(device)}
+    )
     del pools
     if options.deadline_s > 0:
         left = options.deadline_s - _KEPT_S - (time.monotonic() - begun)

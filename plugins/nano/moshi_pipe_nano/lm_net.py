@@ -110,7 +110,7 @@ def targets(spec: LMSpec, own_BKT: Tensor) -> Tensor:
 
 
 def _embed(ids: Tensor, table_VD: Tensor) -> Tensor:
-    found = F.embedding(ids.clamp(min=0), table_VD)
+    found: Tensor = F.embedding(ids.clamp(min=0), table_VD)
     return found * (ids != ZERO_CODE)[..., None]
 
 
@@ -130,7 +130,7 @@ def _initial(
     scale = float(shape[-1]) ** -0.5
     if "out_projs" in name or "linear_out" in name:
         stack = depth if name.startswith("depformer") else spec.temporal
-        scale *= (2 * stack.num_layers) ** -0.5
+        scale *= float((2 * stack.num_layers) ** -0.5)
     if name.startswith(("text_linear", "linears")):
         scale *= 0.5
     return normal * scale

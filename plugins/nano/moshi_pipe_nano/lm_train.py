@@ -67,14 +67,26 @@ class Lesson:
     @classmethod
     def of(cls, codes: Codes, which: slice, device: torch.device) -> Lesson:
         """Rows of stored codes, kept small: int16 until :meth:`pick`."""
-        arrays = (codes.own, codes.user, codes.text, codes.heard, codes.speaking, codes.text_trained)
+        arrays = (
+            codes.own,
+            codes.user,
+            codes.text,
+            codes.heard,
+            codes.speaking,
+            codes.text_trained,
+        )
         return cls(*[torch.from_numpy(array[which]).to(device) for array in arrays])
 
     def pick(self, rows: Tensor) -> Lesson:
         """Rows as the network takes them."""
-        codes = (self.own, self.user, self.text, self.heard)
-        picked = [array[rows].long() for array in codes]
-        return Lesson(*picked, self.speaking[rows], self.text_trained[rows])
+        return Lesson(
+            self.own[rows].long(),
+            self.user[rows].long(),
+            self.text[rows].long(),
+            self.heard[rows].long(),
+            self.speaking[rows],
+            self.text_trained[rows],
+        )
 
     def __len__(self) -> int:
         return len(self.own)

@@ -47,7 +47,12 @@ def _log(x: Tensor) -> Tensor:
 def _magnitudes(x_BN: Tensor, window: int) -> Tensor:
     """Magnitude spectra ``[B, F, T]``, a full-scale sine near 1."""
     spectrum = torch.stft(
-        x_BN, window, window // 4, window=_hann(window, x_BN.device), center=True, return_complex=True
+        x_BN,
+        window,
+        window // 4,
+        window=_hann(window, x_BN.device),
+        center=True,
+        return_complex=True,
     )
     power = spectrum.real.square() + spectrum.imag.square()
     return torch.sqrt(power + 1e-9) * (4.0 / window)

@@ -170,10 +170,11 @@ class MimiNet(nn.Module):
         for chain, first, last in (("rvq_first", 0, 1), ("rvq_rest", 1, codes_BKT.shape[1])):
             if first >= last:
                 continue
-            entry = sum(
+            entries = [
                 F.embedding(codes_BKT[:, k], self._centroids(f"quantizer.{chain}", k - first))
                 for k in range(first, last)
-            )
+            ]
+            entry = torch.stack(entries).sum(0)
             y = F.linear(entry, self.weights[f"quantizer.{chain}.output_proj.weight"][..., 0])
             total = y if total is None else total + y
         if total is None:
@@ -196,9 +197,7 @@ class MimiNet(nn.Module):
             if learn:
                 self._learn(f"quantizer.{chain}", k, residual_MQ.detach(), code_M)
             commitment = commitment + F.mse_loss(residual_MQ, entry_MQ)
-            total_MQ = total_MQ + (
-                entry_MQ if kept_M is None else entry_MQ * (kept_M > k)[:, None]
-            )
+            total_MQ = total_MQ + (entry_MQ if kept_M is None else entry_MQ * (kept_M > k)[:, None])
             residual_MQ = residual_MQ - entry_MQ
             codes.append(code_M)
         return total_MQ, codes, commitment
@@ -273,8 +272,8 @@ def _initial(
     if "upsample" in name:
         return torch.ones(shape) * 0.5 + 0.02 * normal
     if "convtr" in name:
-        return normal * (1.0 / (2 * shape[0])) ** 0.5
+        return normal * float((1.0 / (2 * shape[0])) ** 0.5)
     fan_in = 1
     for size in shape[1:]:
         fan_in *= size
-    return normal * fan_in**-0.5
+    return normal * float(fan_in**-0.5)

@@ -81,7 +81,7 @@ def word_errors(wanted: Sequence[str], said: Sequence[str]) -> int:
 
 @lru_cache(maxsize=1)
 def _decoder() -> Any:
-    from pocketsphinx import Decoder
+    from pocketsphinx import Decoder  # type: ignore[import-untyped]
 
     decoder = Decoder(samprate=_RATE, loglevel="FATAL", lm=None)
     decoder.add_jsgf_string("nano", grammar())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -32,12 +33,15 @@ class Journal:
         """Append one line."""
         rounded = {name: round(value, 5) for name, value in values.items()}
         line = {"step": step, "run_s": round(time.monotonic() - self._begun, 1), **rounded}
+        text = json.dumps(line)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text + "\n")
+        sys.stdout.write(f"{self._path.stem} {text}\n")
+        sys.stdout.flush()
 
 
 class Means:
-    """Running means between two lines of a journal; a GPU is not waited for until they are taken."""
+    """Running means between two lines of a journal; a GPU is waited for when they are taken."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

@@ -28,14 +28,55 @@ ASSISTANT: Final = Speaker("en-us+f2", 150, 50)
 """The model's own voice."""
 
 ACCENTS: Final = ("en-us", "en")
-TRAINED: Final = (
-    "f1 f3 f5 m1 m2 m3 m4 m6 m7 klatt klatt2 klatt4 adam alex anika antonio belinda benjamin boris "
-    "david ed edward gene2 gustave henrique hugo iven jacky john linda marcelo max michel miguel "
-    "norbert pablo pedro quincy robert sandro shelby steph travis victor"
-).split()
+TRAINED: Final = [
+    "f1",
+    "f3",
+    "f5",
+    "m1",
+    "m2",
+    "m3",
+    "m4",
+    "m6",
+    "m7",
+    "klatt",
+    "klatt2",
+    "klatt4",
+    "adam",
+    "alex",
+    "anika",
+    "antonio",
+    "belinda",
+    "benjamin",
+    "boris",
+    "david",
+    "ed",
+    "edward",
+    "gene2",
+    "gustave",
+    "henrique",
+    "hugo",
+    "iven",
+    "jacky",
+    "john",
+    "linda",
+    "marcelo",
+    "max",
+    "michel",
+    "miguel",
+    "norbert",
+    "pablo",
+    "pedro",
+    "quincy",
+    "robert",
+    "sandro",
+    "shelby",
+    "steph",
+    "travis",
+    "victor",
+]
 """Variants that training hears."""
 
-HELD_OUT: Final = "f4 m5 m8 klatt3 caleb annie".split()
+HELD_OUT: Final = ["f4", "m5", "m8", "klatt3", "caleb", "annie"]
 """Variants that only measurements hear."""
 
 _SPEED: Final = (125, 185)
