@@ -111,7 +111,8 @@ def targets(spec: LMSpec, own_BKT: Tensor) -> Tensor:
 
 def _embed(ids: Tensor, table_VD: Tensor) -> Tensor:
     found: Tensor = F.embedding(ids.clamp(min=0), table_VD)
-    return found * (ids != ZERO_CODE)[..., None]
+    shown: Tensor = found * (ids != ZERO_CODE)[..., None]
+    return shown
 
 
 def _initial(
