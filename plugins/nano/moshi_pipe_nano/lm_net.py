@@ -110,9 +110,8 @@ def targets(spec: LMSpec, own_BKT: Tensor) -> Tensor:
 
 
 def _embed(ids: Tensor, table_VD: Tensor) -> Tensor:
-    found: Tensor = F.embedding(ids.clamp(min=0), table_VD)
-    shown: Tensor = found * (ids != ZERO_CODE)[..., None]
-    return shown
+    found = F.embedding(ids.clamp(min=0), table_VD)
+    return found.masked_fill((ids == ZERO_CODE)[..., None], 0.0)
 
 
 def _initial(
@@ -134,4 +133,5 @@ def _initial(
         scale *= float((2 * stack.num_layers) ** -0.5)
     if name.startswith(("text_linear", "linears")):
         scale *= 0.5
-    return normal * scale
+    scaled: Tensor = normal * scale
+    return scaled
