@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from moshi_pipe.models.protocols import Controls
-from moshi_pipe.nn.moshi import Moshi
 from moshi_pipe_nano.evaluate import answer
 from moshi_pipe_nano.lm_net import LMNet, columns, targets
 from moshi_pipe_nano.options import CodecOptions, LMOptions
 from moshi_pipe_nano.shapes import lm_spec
+
+from moshi_pipe.models.protocols import Controls
+from moshi_pipe.nn.moshi import Moshi
 
 _FRAMES = 9
 
