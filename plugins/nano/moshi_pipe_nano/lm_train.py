@@ -20,8 +20,10 @@ from torch.nn import functional as F
 
 from moshi_pipe.models.spec import ZERO_CODE
 from moshi_pipe_nano import words
-from moshi_pipe_nano.codes import CODES, QUESTIONS, load_codes, load_questions
+from moshi_pipe_nano.codes import CODES, QUESTIONS, load_codes, load_net, load_questions
 from moshi_pipe_nano.lm_net import LMNet, columns, targets
+from moshi_pipe_nano.lm_start import start_from_codec
+from moshi_pipe_nano.muon import Muon
 from moshi_pipe_nano.run import (
     Alarm,
     Course,
@@ -107,15 +109,30 @@ class LMTraining:
         self.average = LMNet(self.spec, options.seed).place(self.device).requires_grad_(False)
         torch.manual_seed(options.seed)
         self.heard = nn.Linear(self.lm.dim, self.spec.text_cardinality, device=self.device)
-        parameters = [*self.net.parameters(), *self.heard.parameters()]
+        matrices, others = self._split()
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.02, fused=True
+            others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.02, fused=True
         )
+        self.muon = Muon(matrices, 0.0) if matrices else None
         self.step = 0
         self.folder = Path(options.out)
         state, average = load(self.folder / CHECKPOINT), load(self.folder / AVERAGE)
         if state is not None and average is not None:
             self.restore(state, average)
+        else:
+            start_from_codec(self.net, load_net(options), options.seed)
+            self.average.load_state_dict(self.net.state_dict())
+
+    def _split(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Matrices of the temporal transformer, which Muon moves, and everything else."""
+        by_name = dict(self.net.named_parameters())
+        chosen = {
+            name
+            for name, value in by_name.items()
+            if self.lm.muon_rate > 0 and name.startswith("transformer") and value.ndim == 2
+        }
+        others = [value for name, value in by_name.items() if name not in chosen]
+        return [by_name[name] for name in sorted(chosen)], [*others, *self.heard.parameters()]
 
     def restore(self, state: dict[str, Any], average: dict[str, Any]) -> None:
         """Take up a saved training."""
@@ -126,6 +143,8 @@ class LMTraining:
         optimizer = load(self.folder / OPTIMIZER)
         if optimizer is not None and optimizer["step"] == self.step:
             self.optimizer.load_state_dict(optimizer["optimizer"])
+            if self.muon is not None and optimizer["muon"] is not None:
+                self.muon.load_state_dict(optimizer["muon"])
 
     def save(self) -> None:
         """Write everything that carrying on needs, weights in half precision."""
@@ -136,7 +155,8 @@ class LMTraining:
         }
         save(self.folder / CHECKPOINT, state)
         save(self.folder / AVERAGE, {"net": halved(self.average.state_dict()), "step": self.step})
-        optimizer = {"optimizer": self.optimizer.state_dict(), "step": self.step}
+        muon = None if self.muon is None else self.muon.state_dict()
+        optimizer = {"optimizer": self.optimizer.state_dict(), "muon": muon, "step": self.step}
         save(self.folder / OPTIMIZER, optimizer)
 
     def losses(self, lesson: Lesson, *, disturbed: bool = True) -> dict[str, Tensor]:
@@ -149,9 +169,10 @@ class LMTraining:
         state_BTD = self.net.temporal(ids_BST)
         found = self._text_losses(state_BTD, lesson)
         spoken_BTK = targets(self.spec, lesson.own)
-        kept_BT = lesson.speaking.clone()
-        kept_BT[:, 1:] |= lesson.speaking[:, :-1]
-        kept_BT |= torch.rand(kept_BT.shape, device=self.device) < self.lm.silent_share
+        spoken_BT = lesson.speaking.clone()
+        spoken_BT[:, 1:] |= lesson.speaking[:, :-1]
+        share_BT = torch.where(spoken_BT, self.lm.spoken_share, self.lm.silent_share)
+        kept_BT = torch.rand(share_BT.shape, device=self.device) < share_BT
         kept_BT &= (spoken_BTK >= 0).all(-1)
         at_M = kept_BT.flatten().nonzero()[:, 0]
         codes_MK = spoken_BTK.flatten(0, 1)[at_M]
@@ -177,14 +198,19 @@ class LMTraining:
         )
 
     def update(self, loss: Tensor, rate: float) -> Tensor:
-        """One step of the optimizer and of the average; returns the norm of the gradient."""
+        """One step of the optimizers and of the average; returns the norm of the gradient."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        parameters = [*self.net.parameters(), *self.heard.parameters()]
+        for parameter in parameters:
+            parameter.grad = None
         loss.backward()
-        parameters = self.optimizer.param_groups[0]["params"]
         norm = nn.utils.clip_grad_norm_(parameters, _GRADIENT_LIMIT)
         self.optimizer.step()
+        if self.muon is not None:
+            for group in self.muon.param_groups:
+                group["lr"] = rate * self.lm.muon_rate / self.lm.learning_rate
+            self.muon.step()
         self.step += 1
         decay = min(self.lm.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():

@@ -181,6 +181,16 @@ class MimiNet(nn.Module):
             raise ValueError("codes must have at least one codebook")
         return total.transpose(1, 2)
 
+    def code_latents(self) -> list[Tensor]:
+        """What each code adds to the latent, ``[V, D]`` of every codebook, less their mean."""
+        found = []
+        for k in range(self.spec.num_codebooks):
+            chain = "rvq_first" if k == 0 else "rvq_rest"
+            entries_VQ = self._centroids(f"quantizer.{chain}", max(k - 1, 0))
+            latents_VD = self._project(entries_VQ, f"quantizer.{chain}.output_proj")
+            found.append(latents_VD - latents_VD.mean(0))
+        return found
+
     def _chain(
         self, given_MQ: Tensor, chain: str, count: int, kept_M: Tensor | None, learn: bool
     ) -> tuple[Tensor, list[Tensor], Tensor]:

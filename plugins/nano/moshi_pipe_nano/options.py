@@ -69,7 +69,9 @@ class LMOptions:
     num_steps: int = 3000
     batch: int = 16
     learning_rate: float = 1.5e-3
+    muon_rate: float = 0.02
     heard_weight: float = 0.5
+    spoken_share: float = 1.0
     silent_share: float = 0.08
     text_padding_weight: float = 0.15
     own_noise: float = 0.03
