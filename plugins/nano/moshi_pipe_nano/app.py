@@ -31,6 +31,10 @@ def run_stage(options: Options) -> None:
         from moshi_pipe_nano.codes import write_codes
 
         write_codes(options)
+    elif options.stage == "clips":
+        from moshi_pipe_nano.clips import write_clips
+
+        write_clips(options)
     elif options.stage == "lm":
         from moshi_pipe_nano.lm_train import train_lm
 
@@ -47,6 +51,10 @@ def run_stage(options: Options) -> None:
         from moshi_pipe_nano.recordings import write_recordings
 
         write_recordings(options)
+    elif options.stage == "plots":
+        from moshi_pipe_nano.plots import draw_journals
+
+        draw_journals(options)
     elif options.stage == "all":
         from moshi_pipe_nano.everything import run_everything
 

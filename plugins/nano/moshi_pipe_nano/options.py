@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-STAGES = ("codec", "decoder", "codes", "lm", "evaluate", "export", "data", "all")
+STAGES = ("codec", "decoder", "codes", "clips", "lm", "evaluate", "export", "data", "plots", "all")
 
 
 @dataclass
@@ -50,6 +50,7 @@ class DataOptions:
     num_conversations: int = 3000
     num_frames: int = 176
     num_validation: int = 128
+    own_copies: int = 2
     batch: int = 16
     seconds: float = 0.0
 
