@@ -280,12 +280,15 @@ def assemble(
 
     Raises:
         GraphError: The wiring is wrong; nothing was downloaded but the config.
+        BackendError: No plugin that is installed can have the backend or the ``quant``.
         CheckpointError: The model's files cannot be found, or do not fit its config.
     """
     checked, codec, lm = wire(model, graph, plugins)
+    parts = parts_needed(graph)
+    plugins.refuse_absent(backend, codec=MIMI in parts, lm=LM in parts)
     if before_files is not None:
         before_files()
-    checkpoint = open_checkpoint(model, parts=parts_needed(graph))
+    checkpoint = open_checkpoint(model, parts=parts)
     checkpoint.check()
     warnings = [*plugins.warnings(), *checkpoint.warnings]
     if checkpoint.is_random:

@@ -113,10 +113,13 @@ def check_model(
         now_ns: Reads a clock that never goes back.
 
     Raises:
+        InputError: The clip is no recording.
         MoshiPipeError: The model cannot be found.
     """
+    from moshi_pipe.nodes.audio_reader import probe
     from moshi_pipe.plugins import load_plugins
 
+    probe(clip)  # else the model would be blamed
     plugins = load_plugins()
     assembly = assemble(config.model, config.graph, config.backend, plugins)
     check = ModelCheck(f"{config.model.title} from {assembly.checkpoint.where}")

@@ -42,6 +42,13 @@ DIRS_VARIABLE: Final = "MOSHI_PIPE_PLUGINS_DIR"
 """Environment variable: folders whose ``.py`` files are plugins, parted as in ``PATH``."""
 
 
+_TORCH: Final = "torch"
+"""Our own plugin of models, and its backend."""
+
+_OUR_QUANTS: Final = ("none", "int8", "int4")
+_COMPANIONS: Final = ("mlx", "rust")
+"""Backends that lie in folders of the same names under ``plugins/`` and are installed apart."""
+
 _COMPLETION: Final = ("COMP_LINE", "COMP_POINT")
 _CHOICE: Final = re.compile(r"(?<=\s)(-p\s+no:\S+|--plugins-dir[=\s]\s*\S+)\s+")
 
@@ -142,12 +149,36 @@ class Plugins:
         given = {"options": options, "device": device}
         quantizer: Quantizer | None = self._open("quantizer", f"quant '{options.quant}'", given)
         if quantizer is None:
-            raise BackendError(
-                f"no plugin quantizes to '{options.quant}'",
-                got="; ".join(self.warnings()) or None,
-                wanted=closest(options.quant, ["none", "int8", "int4"]),
-            )
+            raise self._no_quantizer(options)
         return quantizer
+
+    def refuse_absent(self, options: BackendOptions, *, codec: bool, lm: bool) -> None:
+        """Refuse a backend or a ``quant`` that cannot be there, before any file is looked for.
+
+        Only names that no plugin besides our own could have are refused: hooks are not called.
+
+        Args:
+            options: What was chosen.
+            codec: Whether a codec is needed.
+            lm: Whether a language model is needed.
+
+        Raises:
+            BackendError: Nothing that is installed can have it.
+        """
+        of_codec = replace(options, backend=options.codec_backend or options.backend)
+        if codec and of_codec.backend != _TORCH and self._only_ours("codec"):
+            raise self._no_backend("a codec", of_codec)
+        if not lm:
+            return
+        if options.backend != _TORCH:
+            if self._only_ours("lm"):
+                raise self._no_backend("a language model", options)
+        elif options.quant not in _OUR_QUANTS and self._only_ours("quantizer"):
+            raise self._no_quantizer(options)
+
+    def _only_ours(self, part: str) -> bool:
+        hook = getattr(self.manager.hook, f"open_{part}")
+        return all(plugin.plugin_name == _TORCH for plugin in hook.get_hookimpls())
 
     def warnings(self) -> list[str]:
         """A sentence per plugin that was left out, unless a user said so."""
@@ -162,10 +193,22 @@ class Plugins:
         return type(error)(error.what, got=error.got, wanted=error.wanted, fix=fix)
 
     def _no_backend(self, what: str, options: BackendOptions) -> BackendError:
+        companion = options.backend in _COMPANIONS
+        install = f"pip install ./plugins/{options.backend}, in a clone of moshi-pipe"
+        listed = "see `moshi-pipe plugins`; backend=torch comes with the package"
         return BackendError(
             f"no plugin opens {what} with backend '{options.backend}'",
             got="; ".join(self.warnings()) or None,
-            fix="see `moshi-pipe plugins`; backend=torch comes with the package",
+            wanted=None if companion else closest(options.backend, (_TORCH, *_COMPANIONS)),
+            fix=install if companion else listed,
+        )
+
+    def _no_quantizer(self, options: BackendOptions) -> BackendError:
+        return BackendError(
+            f"no plugin quantizes to '{options.quant}'",
+            got="; ".join(self.warnings()) or None,
+            wanted=closest(options.quant, _OUR_QUANTS),
+            fix="more forms: pip install ./plugins/quantizers, in a clone of moshi-pipe",
         )
 
     def _open(self, part: str, about: str, given: Mapping[str, Any]) -> Any:

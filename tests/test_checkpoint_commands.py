@@ -48,6 +48,23 @@ def test_convert_takes_a_model_and_its_keys(
     assert "no number changed" in capsys.readouterr().out
 
 
+def test_convert_replaces_what_it_wrote_and_no_other_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make = ["convert", "embedded", "out", "--to"]
+    assert main([*make, "mlx-q4"]) == 0
+    assert main([*make, "mlx-q4"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    assert main([*make, "candle"]) == 4
+
+    assert "holds another model, which this one would replace" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "released").mkdir()
+    (tmp_path / "released" / "model.safetensors").write_bytes(b"weights without a config")
+    assert main(["convert", "embedded", "released", "--to", "candle"]) == 4
+
+
 def test_quantize_prints_the_error_of_every_tensor(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -165,6 +182,18 @@ def test_check_prints_a_verdict_and_writes_its_figures(
     hashes = [key for key in again if "hash" in key]
     assert len(hashes) == 6
     assert all(again[key] == found["figures"][key] for key in hashes)
+
+
+def test_check_does_not_blame_the_model_for_a_clip_that_is_none(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "clip.wav").write_text("no sound")
+
+    assert main(["check", "clip=clip.wav"]) == 3
+
+    said = capsys.readouterr()
+    assert "clip.wav" in said.err
+    assert "does not work" not in said.out
 
 
 @pytest.mark.parametrize("kind", ["stt", "hibiki"])

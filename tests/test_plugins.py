@@ -13,10 +13,11 @@ import pytest
 from moshi_pipe.compose import compose, load_run
 from moshi_pipe.config import EngineOptions, SamplingOptions
 from moshi_pipe.config_files import choice_names, conf_dir
-from moshi_pipe.errors import ConfigError
+from moshi_pipe.errors import BackendError, ConfigError
 from moshi_pipe.guide import group_help_text, help_text
 from moshi_pipe.hooks import (
     CONTRACT,
+    BackendOptions,
     Command,
     Hooks,
     NodeRegistry,
@@ -157,6 +158,45 @@ def test_a_plugin_cannot_take_our_command() -> None:
 
     assert plugins.commands == {}
     assert "which is taken" in str(plugins.infos[-1].error)
+
+
+REFUSED = [
+    (BackendOptions("rust"), "backend 'rust'", "pip install ./plugins/rust"),
+    (BackendOptions("rst"), "backend 'rst'", "did you mean 'rust'?"),
+    (BackendOptions("torch", codec_backend="mlx"), "backend 'mlx'", "pip install ./plugins/mlx"),
+    (BackendOptions("torch", quant="int5"), "quantizes to 'int5'", "int4, int8, none"),
+    (BackendOptions("torch", quant="bnb-nf4"), "to 'bnb-nf4'", "./plugins/quantizers"),
+]
+
+
+@pytest.mark.parametrize(("options", "what", "help_text"), REFUSED)
+def test_a_backend_that_nobody_can_have_is_refused_before_any_file_is_looked_for(
+    options: BackendOptions, what: str, help_text: str
+) -> None:
+    plugins = load_plugins(installed=False)
+
+    with pytest.raises(BackendError, match=what) as caught:
+        plugins.refuse_absent(options, codec=True, lm=True)
+
+    assert help_text in str(caught.value)
+
+
+def test_what_a_plugin_might_have_is_left_to_its_hooks() -> None:
+    class Opener:
+        @hookimpl
+        def open_lm(self, options: BackendOptions) -> None:
+            return None
+
+        @hookimpl
+        def open_quantizer(self, options: BackendOptions) -> None:
+            return None
+
+    plugins = load_plugins([("opener", Opener())], installed=False)
+
+    plugins.refuse_absent(BackendOptions("own", codec_backend="torch"), codec=True, lm=True)
+    plugins.refuse_absent(BackendOptions("torch", quant="own"), codec=True, lm=True)
+    with pytest.raises(BackendError, match="a codec with backend 'own'"):
+        plugins.refuse_absent(BackendOptions("own"), codec=True, lm=False)
 
 
 def test_an_unknown_kind_is_refused() -> None:

@@ -30,15 +30,8 @@ if TYPE_CHECKING:
     from moshi_pipe.models.safetensors_header import Header
     from moshi_pipe.models.spec import MimiSpec
 
-READERS: Final = {
-    "torch": ("torch", "mlx", "rust"),
-    "torch-q8": ("torch", "mlx"),
-    "mlx": ("torch", "mlx"),
-    "candle": ("torch", "mlx", "rust"),
-    "gguf": ("torch", "mlx", "rust"),
-}
-"""Backends that read a language model's format; any ``mlx-qN`` as ``mlx``. All but ``torch`` are
-plugins."""
+BACKENDS: Final = ("torch", "mlx", "rust")
+"""Backends that read every format of a language model; all but ``torch`` are plugins."""
 
 _WEIGHTS: Final = (".safetensors", ".gguf")
 _CODEC_NAMES: Final = ("encoder.model.", "decoder.model.", "quantizer.")
@@ -312,10 +305,8 @@ def _codec_name(folder: Path, config: ModelConfig) -> str:
 
 def _choose_backends(found: Inspection) -> None:
     """Which backends read all language models that are whole; those of a codec are not told."""
-    formats = {f.format for f in found.files if f.part == "lm" and f.problem is None and f.format}
-    readers = [READERS.get(re.sub(r"-q\d$", "", f) if "mlx" in f else f, ()) for f in formats]
-    if readers:
-        found.backends = tuple(b for b in ("torch", "mlx", "rust") if any(b in r for r in readers))
+    if any(f.part == "lm" and f.problem is None and f.format for f in found.files):
+        found.backends = BACKENDS
 
 
 def _plain_file(path: Path, part: str) -> FileFinding:

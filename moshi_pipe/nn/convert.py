@@ -104,7 +104,7 @@ def convert(
 
     Args:
         checkpoint: Opened with its language model; its codec and tokenizer are copied.
-        folder: Where; made if it is not there. Files of the same names are replaced.
+        folder: Where; made if it is not there. What the same conversion wrote before is replaced.
         to: One of :data:`moshi_pipe.models.formats.contents.FORMATS`.
         dtype: Of numbers that are not quantized: ``float32``, ``bfloat16``, ``float16``, or
             ``auto``, which keeps those of weights that are not quantized and takes bfloat16 else.
@@ -114,7 +114,7 @@ def convert(
     Raises:
         ConfigError: An unknown format, dtype or group, or the source's own folder.
         CheckpointError: The source is damaged, or the format has no place for it.
-        OutputError: The folder cannot be written, or the disk has no room.
+        OutputError: The folder holds another model or cannot be written, or the disk has no room.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'", wanted=closest(dtype, DTYPES))
@@ -129,14 +129,16 @@ def convert(
         others = _other_files(checkpoint)
         total = plan.num_bytes + sum(path.stat().st_size for path in others.values())
         counter = _Counter(total, progress)
+        config = _config_text(checkpoint, FILE_NAMES[to], to)
         with _writing(place):
             place.mkdir(parents=True, exist_ok=True)
+            _refuse_other_model(place, FILE_NAMES[to], config)
             _check_room(place, total)
             for name, path in others.items():
                 _copy(path, place / name, counter)
             lm_name = FILE_NAMES[to]
             actions = _write_lm(checkpoint, reader, plan, place / lm_name, counter)
-            _write_config(checkpoint, place, lm_name, to)
+            _write_config(place, config)
     names = [*others, FILE_NAMES[to], CONFIG_NAME]
     return Converted(
         place,
@@ -285,7 +287,7 @@ def _action(stored: Stored, target: Target, *, kept: bool, exact: bool) -> str:
     return QUANTIZED if stored.encoding == PLAIN else AGAIN
 
 
-def _write_config(checkpoint: Checkpoint, folder: Path, lm_name: str, to: str) -> None:
+def _config_text(checkpoint: Checkpoint, lm_name: str, to: str) -> str:
     """The source's ``config.json`` with the names of the new files; LoRA is no more."""
     source = checkpoint.config
     raw: dict[str, Any] = {k: v for k, v in source.raw.items() if k not in _LORA_KEYS}
@@ -303,9 +305,13 @@ def _write_config(checkpoint: Checkpoint, folder: Path, lm_name: str, to: str) -
     if checkpoint.mimi_config is not None:
         raw["mimi_config_name"] = checkpoint.mimi_config.name
     ModelConfig.from_json(raw)  # what is written can be read
+    return json.dumps(raw, indent=2) + "\n"
+
+
+def _write_config(folder: Path, text: str) -> None:
     path = folder / CONFIG_NAME
     partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -347,6 +353,21 @@ def _refuse_own_folder(checkpoint: Checkpoint, folder: Path) -> None:
             got=str(folder),
             fix="name another folder",
         )
+
+
+def _refuse_other_model(folder: Path, lm_name: str, text: str) -> None:
+    """Keep weights that another conversion, or none, has put there."""
+    config = folder / CONFIG_NAME
+    if config.is_file():
+        if config.read_bytes() == text.encode():
+            return
+    elif not (folder / lm_name).is_file():
+        return
+    raise OutputError(
+        f"{folder} holds another model, which this one would replace",
+        got=config.name if config.is_file() else lm_name,
+        fix="name another folder, or remove the files",
+    )
 
 
 def _check_room(folder: Path, num_bytes: int) -> None:
