@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from moshi_pipe_nano import domain, words
 from moshi_pipe_nano.shapes import TEXT_CARDINALITY
 from moshi_pipe_nano.tokenizer import write_tokenizer
 from moshi_pipe_nano.voices import HELD_OUT, TRAINED
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_every_question_has_one_answer() -> None:
