@@ -224,6 +224,7 @@ class LMTraining:
         each_BT = F.cross_entropy(logits_BTV.transpose(1, 2), lesson.text, reduction="none")
         padding_BT = lesson.text == words.PADDING
         weight_BT = torch.where(padding_BT, self.lm.text_padding_weight, 1.0)
+        weight_BT = torch.where(_is_result(lesson.text), self.lm.result_weight, weight_BT)
         weight_BT = weight_BT * lesson.text_trained[:, None]
         found = {"text": (each_BT * weight_BT).sum() / weight_BT.sum().clamp(min=1)}
         asked_BTV = self.heard(state_BTD)
@@ -249,6 +250,16 @@ class LMTraining:
         acoustic_K = torch.arange(user_BKT.shape[1], device=self.device) > 0
         hidden_BK1 = (hidden_B[:, None] & acoustic_K)[..., None]
         return torch.where(hidden_BK1, ZERO_CODE, user_BKT)
+
+
+def _is_result(text_BT: Tensor) -> Tensor:
+    """Which frames hold the first word after an "is": what was not heard but must be known."""
+    word_BT = text_BT >= words.FIRST_WORD
+    at_BT = torch.arange(text_BT.shape[1], device=text_BT.device).expand_as(text_BT)
+    last_BT = torch.where(word_BT, at_BT, -1).cummax(1).values.roll(1, 1)
+    last_BT[:, 0] = -1
+    before_BT = text_BT.gather(1, last_BT.clamp(min=0))
+    return word_BT & (last_BT >= 0) & (before_BT == words.token("is"))
 
 
 def train_lm(options: Options) -> None:

@@ -75,6 +75,7 @@ class LMOptions:
     spoken_share: float = 1.0
     silent_share: float = 0.08
     text_padding_weight: float = 0.15
+    result_weight: float = 3.0
     own_noise: float = 0.03
     user_noise: float = 0.05
     hidden_share: float = 0.3

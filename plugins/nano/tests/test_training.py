@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from moshi_pipe_nano import words
 from moshi_pipe_nano.lm_net import LMNet
 from moshi_pipe_nano.lm_start import start_from_codec
-from moshi_pipe_nano.lm_train import Lesson, LMTraining
+from moshi_pipe_nano.lm_train import Lesson, LMTraining, _is_result
 from moshi_pipe_nano.mimi_net import MimiNet
 from moshi_pipe_nano.muon import Muon, orthogonal
 from moshi_pipe_nano.options import CodecOptions, LMOptions, Options
@@ -135,3 +136,9 @@ def test_codes_that_sound_alike_begin_alike() -> None:
         table = net.weights[f"emb.{stream}.weight"].detach()[: len(latents)]
         apart = torch.stack([torch.pdist(table), torch.pdist(latents)])
         assert float(torch.corrcoef(apart)[0, 1]) > 0.7
+
+
+def test_the_word_after_is_counts_as_a_result() -> None:
+    said = [words.token(word) for word in ["one", "plus", "two", "is", "three", "two"]]
+    text = torch.tensor([[3, *said[:4], 3, 0, *said[4:]]])
+    assert _is_result(text).int().tolist() == [[0, 0, 0, 0, 0, 0, 0, 1, 0]]
