@@ -49,7 +49,8 @@ def start_from_codec(net: LMNet, codec: MimiNet, seed: int) -> None:
 
 
 def _projection(width: int, given: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(width, given, generator=generator) * given**-0.5
+    scaled: Tensor = torch.randn(width, given, generator=generator) * float(given**-0.5)
+    return scaled
 
 
 def _fill(weight_VE: Tensor, start_VE: Tensor, generator: torch.Generator) -> None:
