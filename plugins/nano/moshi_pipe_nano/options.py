@@ -59,27 +59,27 @@ class DataOptions:
 class LMOptions:
     """Shape and training of the language model."""
 
-    dim: int = 192
-    num_layers: int = 5
-    num_heads: int = 6
+    dim: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
     context: int = 100
     depth_dim: int = 96
     depth_layers: int = 2
     depth_heads: int = 3
     depth_feedforward: int = 264
     num_steps: int = 3000
-    batch: int = 16
-    learning_rate: float = 1.5e-3
+    batch: int = 8
+    learning_rate: float = 2e-3
     muon_rate: float = 0.02
-    heard_weight: float = 0.5
-    spoken_share: float = 1.0
-    silent_share: float = 0.08
+    heard_weight: float = 0.7
+    spoken_share: float = 0.5
+    silent_share: float = 0.03
     text_padding_weight: float = 0.15
     result_weight: float = 3.0
-    own_noise: float = 0.03
+    own_noise: float = 0.02
     user_noise: float = 0.05
     hidden_share: float = 0.3
-    ema_decay: float = 0.998
+    ema_decay: float = 0.99
     seconds: float = 0.0
     save_every_s: float = 30.0
 
