@@ -70,7 +70,7 @@ def export(options: Options) -> None:
         "tokenizer_name": _TOKENIZER_NAME,
         "mimi_config_name": _MIMI_CONFIG_NAME,
         "model_type": "moshi",
-        "lm_gen_config": {"temp": 0.3, "temp_text": 0.1, "top_k": 50, "top_k_text": 5},
+        "lm_gen_config": {"temp": 0, "temp_text": 0},
         **lm_config(options.lm, options.codec),
     }
     _write_json(place / "config.json", config)

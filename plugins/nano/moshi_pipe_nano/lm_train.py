@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from moshi_pipe.models.spec import ZERO_CODE
 from moshi_pipe_nano import words
 from moshi_pipe_nano.codes import CODES, QUESTIONS, load_codes, load_net, load_questions
+from moshi_pipe_nano.decoys import decoys
 from moshi_pipe_nano.lm_net import LMNet, columns, targets
 from moshi_pipe_nano.lm_start import start_from_codec
 from moshi_pipe_nano.muon import Muon
@@ -38,6 +39,7 @@ from moshi_pipe_nano.run import (
 from moshi_pipe_nano.shapes import lm_spec
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
     from moshi_pipe_nano.codes import Codes, Questions
@@ -65,9 +67,12 @@ class Lesson:
     heard: Tensor
     speaking: Tensor
     text_trained: Tensor
+    decoy: Tensor
 
     @classmethod
-    def of(cls, codes: Codes, which: slice, device: torch.device) -> Lesson:
+    def of(
+        cls, codes: Codes, which: slice, device: torch.device, decoy: npt.NDArray[np.int16]
+    ) -> Lesson:
         """Rows of stored codes, kept small: int16 until :meth:`pick`."""
         arrays = (
             codes.own,
@@ -76,6 +81,7 @@ class Lesson:
             codes.heard,
             codes.speaking,
             codes.text_trained,
+            decoy,
         )
         return cls(*[torch.from_numpy(array[which]).to(device) for array in arrays])
 
@@ -88,6 +94,7 @@ class Lesson:
             self.heard[rows].long(),
             self.speaking[rows],
             self.text_trained[rows],
+            self.decoy[rows].long(),
         )
 
     def __len__(self) -> int:
@@ -162,18 +169,22 @@ class LMTraining:
     def losses(self, lesson: Lesson, *, disturbed: bool = True) -> dict[str, Tensor]:
         """Losses of conversations; with disturbed inputs as in training, or as they are."""
         own_BKT, user_BKT = lesson.own, lesson.user
+        misled_B = torch.zeros_like(lesson.text_trained)
         if disturbed:
+            misled_B = torch.rand(misled_B.shape, device=self.device) < self.lm.decoy_share
+            misled_B &= lesson.text_trained
+            own_BKT = torch.where(misled_B[:, None, None], lesson.decoy, own_BKT)
             own_BKT = self._disturb(own_BKT, self.lm.own_noise)
             user_BKT = self._hide(self._disturb(user_BKT, self.lm.user_noise))
         ids_BST = columns(self.spec, lesson.text, own_BKT, user_BKT)
         state_BTD = self.net.temporal(ids_BST)
-        found = self._text_losses(state_BTD, lesson)
+        found = self._text_losses(state_BTD, lesson, misled_B)
         spoken_BTK = targets(self.spec, lesson.own)
         spoken_BT = lesson.speaking.clone()
         spoken_BT[:, 1:] |= lesson.speaking[:, :-1]
         share_BT = torch.where(spoken_BT, self.lm.spoken_share, self.lm.silent_share)
         kept_BT = torch.rand(share_BT.shape, device=self.device) < share_BT
-        kept_BT &= (spoken_BTK >= 0).all(-1)
+        kept_BT &= (spoken_BTK >= 0).all(-1) & ~misled_B[:, None]
         at_M = kept_BT.flatten().nonzero()[:, 0]
         codes_MK = spoken_BTK.flatten(0, 1)[at_M]
         logits_MKV = self.net.depth(
@@ -219,18 +230,24 @@ class LMTraining:
             )
         return norm
 
-    def _text_losses(self, state_BTD: Tensor, lesson: Lesson) -> dict[str, Tensor]:
+    def _text_losses(
+        self, state_BTD: Tensor, lesson: Lesson, misled_B: Tensor
+    ) -> dict[str, Tensor]:
         logits_BTV = self.net.text_logits(state_BTD)
         each_BT = F.cross_entropy(logits_BTV.transpose(1, 2), lesson.text, reduction="none")
         padding_BT = lesson.text == words.PADDING
         weight_BT = torch.where(padding_BT, self.lm.text_padding_weight, 1.0)
-        weight_BT = torch.where(_is_result(lesson.text), self.lm.result_weight, weight_BT)
+        result_B1 = torch.where(misled_B, self.lm.result_weight, self.lm.read_weight)[:, None]
+        weight_BT = torch.where(_is_result(lesson.text), result_B1, weight_BT)
         weight_BT = weight_BT * lesson.text_trained[:, None]
         found = {"text": (each_BT * weight_BT).sum() / weight_BT.sum().clamp(min=1)}
         asked_BTV = self.heard(state_BTD)
         each_BT = F.cross_entropy(asked_BTV.transpose(1, 2), lesson.heard, reduction="none")
         weight_BT = torch.where(lesson.heard == words.PADDING, _HEARD_PADDING, 1.0)
         found["heard"] = (each_BT * weight_BT).sum() / weight_BT.sum()
+        result_BT = _is_result(lesson.text) & (lesson.text_trained & misled_B)[:, None]
+        known = ((logits_BTV.argmax(-1) == lesson.text) & result_BT).sum()
+        found["result_right"] = known / result_BT.sum().clamp(min=1)
         for name, logits, wanted, trained_BT in (
             ("text_right", logits_BTV, lesson.text, lesson.text_trained[:, None]),
             ("heard_right", asked_BTV, lesson.heard, torch.ones_like(lesson.text_trained)[:, None]),
@@ -269,8 +286,10 @@ def train_lm(options: Options) -> None:
     codes = load_codes(training.folder / CODES)
     questions = load_questions(training.folder / QUESTIONS)
     kept_back = min(_KEPT_BACK, len(codes) // 4)
-    lessons = Lesson.of(codes, slice(kept_back, None), training.device)
-    validation = Lesson.of(codes, slice(0, kept_back), training.device)
+    other = decoys(codes, options.seed)
+    late, early = slice(kept_back, None), slice(0, kept_back)
+    lessons = Lesson.of(codes, late, training.device, other)
+    validation = Lesson.of(codes, early, training.device, other)
     course = Course(training.step, lm.num_steps, lm.seconds)
     journal, means = Journal(training.folder / "lm.jsonl"), Means()
     alarm = Alarm(lm.save_every_s)

@@ -76,6 +76,8 @@ class LMOptions:
     silent_share: float = 0.03
     text_padding_weight: float = 0.15
     result_weight: float = 3.0
+    read_weight: float = 0.0
+    decoy_share: float = 0.5
     own_noise: float = 0.02
     user_noise: float = 0.05
     hidden_share: float = 0.3

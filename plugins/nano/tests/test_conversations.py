@@ -10,7 +10,9 @@ import torch
 from moshi_pipe_nano import domain, words
 from moshi_pipe_nano.clips import Assembler, Clips
 from moshi_pipe_nano.codec_data import FRAME_SAMPLES, Pool, assistant_lines, user_lines
+from moshi_pipe_nano.codes import Codes
 from moshi_pipe_nano.conversation import OWN, USER, Plan, Planner, Stage, Turn
+from moshi_pipe_nano.decoys import decoys
 from moshi_pipe_nano.espeak import Span
 from moshi_pipe_nano.options import DataOptions, Options
 from moshi_pipe_nano.synthesis import Line, Recording
@@ -114,3 +116,19 @@ def _numbered(pool: Pool, base: int) -> Clips:
     sizes = pool.lengths // FRAME_SAMPLES + 9
     codes = [np.full((2, size), base + i, np.int16) for i, size in enumerate(sizes)]
     return Clips(codes, np.zeros(len(pool), np.int64))
+
+
+def test_decoys_say_something_else_of_the_same_form_and_are_silent_elsewhere() -> None:
+    text = np.full((3, 40), words.PADDING, np.int16)
+    own = np.zeros((3, 2, 40), np.int16)
+    speaking = np.zeros((3, 40), np.bool_)
+    for row, said in enumerate(("one plus two is three", "four plus one is five", "goodbye")):
+        for i, word in enumerate(said.split()):
+            text[row, 9 + 3 * i] = words.token(word)
+        end = 10 + 3 * len(said.split()) + row
+        own[row, :, 10:end], speaking[row, 10:end] = 100 + row, True
+    trained = np.ones(3, np.bool_)
+    found = decoys(Codes(own, own, text, text, speaking, trained), seed=0)
+    assert set(np.unique(found[0])) <= {0, 100, 101}
+    assert set(np.unique(found[1])) <= {0, 100, 101}
+    assert (found[:, :, :10] == 0).all()

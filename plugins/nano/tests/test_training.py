@@ -42,7 +42,7 @@ def lesson() -> Lesson:
     speaking = torch.rand((2, 12), generator=draw) < 0.5
     return Lesson(
         ids(2, 3, 12), ids(2, 3, 12), ids(2, 12, high=60), ids(2, 12, high=60), speaking,
-        torch.ones(2, dtype=torch.bool),
+        torch.ones(2, dtype=torch.bool), ids(2, 3, 12),
     )  # fmt: skip
 
 
