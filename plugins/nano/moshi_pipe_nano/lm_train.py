@@ -173,6 +173,7 @@ class LMTraining:
         if disturbed:
             misled_B = torch.rand(misled_B.shape, device=self.device) < self.lm.decoy_share
             misled_B &= lesson.text_trained
+            misled_B[0] = False  # so that there are always codes to learn
             own_BKT = torch.where(misled_B[:, None, None], lesson.decoy, own_BKT)
             own_BKT = self._disturb(own_BKT, self.lm.own_noise)
             user_BKT = self._hide(self._disturb(user_BKT, self.lm.user_noise))
