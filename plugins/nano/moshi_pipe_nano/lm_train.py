@@ -52,6 +52,7 @@ _LOG_EVERY: Final = 50
 _VALIDATE_EVERY: Final = 200
 _ANSWER_EVERY: Final = 1_000
 _KEPT_BACK: Final = 64  # conversations that only measure
+_SUM_TURNS: Final = 2  # of a conversation that is about sums
 _GRADIENT_LIMIT: Final = 1.0
 _HEARD_PADDING: Final = 0.1
 _ACOUSTIC_WEIGHT: Final = 2.0  # of all acoustic codebooks together, the semantic one's being 1
@@ -172,8 +173,9 @@ class LMTraining:
         misled_B = torch.zeros_like(lesson.text_trained)
         if disturbed:
             misled_B = torch.rand(misled_B.shape, device=self.device) < self.lm.decoy_share
+            misled_B[len(misled_B) - self.num_sums(len(misled_B)) :] = True
             misled_B &= lesson.text_trained
-            misled_B[0] = False  # so that there are always codes to learn
+            misled_B[0] = False  # someone's codes are always learnt
             own_BKT = torch.where(misled_B[:, None, None], lesson.decoy, own_BKT)
             own_BKT = self._disturb(own_BKT, self.lm.own_noise)
             user_BKT = self._hide(self._disturb(user_BKT, self.lm.user_noise))
@@ -186,6 +188,7 @@ class LMTraining:
         share_BT = torch.where(spoken_BT, self.lm.spoken_share, self.lm.silent_share)
         kept_BT = torch.rand(share_BT.shape, device=self.device) < share_BT
         kept_BT &= (spoken_BTK >= 0).all(-1) & ~misled_B[:, None]
+        kept_BT[0, -1] = True  # never none at all
         at_M = kept_BT.flatten().nonzero()[:, 0]
         codes_MK = spoken_BTK.flatten(0, 1)[at_M]
         logits_MKV = self.net.depth(
@@ -199,6 +202,10 @@ class LMTraining:
             found["semantic_right"] = right_MK[:, 0].float().mean()
             found["acoustic_right"] = right_MK[:, 1:].float().mean()
         return found
+
+    def num_sums(self, batch: int) -> int:
+        """Conversations of a batch, the last ones, that are about sums and misled."""
+        return round(batch * self.lm.sum_share)
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """Weighted sum."""
@@ -290,6 +297,8 @@ def train_lm(options: Options) -> None:
     other = decoys(codes, options.seed)
     late, early = slice(kept_back, None), slice(0, kept_back)
     lessons = Lesson.of(codes, late, training.device, other)
+    plus = (codes.text[late] == words.token("plus")).sum(1)
+    sums = np.flatnonzero((plus >= _SUM_TURNS) & codes.text_trained[late])
     validation = Lesson.of(codes, early, training.device, other)
     course = Course(training.step, lm.num_steps, lm.seconds)
     journal, means = Journal(training.folder / "lm.jsonl"), Means()
@@ -297,7 +306,11 @@ def train_lm(options: Options) -> None:
     while course.progress(training.step) < 1:
         rng = np.random.default_rng([options.seed, 8, training.step])
         torch.manual_seed(options.seed * 1_000_003 + training.step)
-        rows = torch.from_numpy(rng.integers(len(lessons), size=lm.batch)).to(training.device)
+        chosen = rng.integers(len(lessons), size=lm.batch)
+        if len(sums):
+            count = training.num_sums(lm.batch)
+            chosen[lm.batch - count :] = sums[rng.integers(len(sums), size=count)]
+        rows = torch.from_numpy(chosen).to(training.device)
         losses = training.losses(lessons.pick(rows))
         rate = course.learning_rate(training.step, lm.learning_rate)
         norm = training.update(training.total(losses), rate)

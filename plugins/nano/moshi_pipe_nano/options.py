@@ -77,7 +77,8 @@ class LMOptions:
     text_padding_weight: float = 0.15
     result_weight: float = 3.0
     read_weight: float = 0.0
-    decoy_share: float = 0.5
+    decoy_share: float = 0.25
+    sum_share: float = 0.5
     own_noise: float = 0.02
     user_noise: float = 0.05
     hidden_share: float = 0.3
