@@ -52,6 +52,7 @@ _LOG_EVERY: Final = 50
 _VALIDATE_EVERY: Final = 200
 _ANSWER_EVERY: Final = 1_000
 _KEPT_BACK: Final = 64  # conversations that only measure
+_MISLED_WEIGHT: Final = 0.2  # of words that a misleading voice makes hard to time
 _SUM_TURNS: Final = 2  # of a conversation that is about sums
 _GRADIENT_LIMIT: Final = 1.0
 _HEARD_PADDING: Final = 0.1
@@ -245,6 +246,7 @@ class LMTraining:
         each_BT = F.cross_entropy(logits_BTV.transpose(1, 2), lesson.text, reduction="none")
         padding_BT = lesson.text == words.PADDING
         weight_BT = torch.where(padding_BT, self.lm.text_padding_weight, 1.0)
+        weight_BT = torch.where(misled_B[:, None], _MISLED_WEIGHT * weight_BT, weight_BT)
         result_B1 = torch.where(misled_B, self.lm.result_weight, self.lm.read_weight)[:, None]
         weight_BT = torch.where(_is_result(lesson.text), result_B1, weight_BT)
         weight_BT = weight_BT * lesson.text_trained[:, None]
@@ -300,7 +302,7 @@ def train_lm(options: Options) -> None:
     plus = (codes.text[late] == words.token("plus")).sum(1)
     sums = np.flatnonzero((plus >= _SUM_TURNS) & codes.text_trained[late])
     validation = Lesson.of(codes, early, training.device, other)
-    course = Course(training.step, lm.num_steps, lm.seconds)
+    course = Course(training.step, lm.num_steps, lm.seconds, lm.decay_share)
     journal, means = Journal(training.folder / "lm.jsonl"), Means()
     alarm = Alarm(lm.save_every_s)
     while course.progress(training.step) < 1:

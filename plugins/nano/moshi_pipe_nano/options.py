@@ -71,6 +71,7 @@ class LMOptions:
     batch: int = 8
     learning_rate: float = 2e-3
     muon_rate: float = 0.02
+    decay_share: float = 0.3
     heard_weight: float = 0.7
     spoken_share: float = 0.5
     silent_share: float = 0.03

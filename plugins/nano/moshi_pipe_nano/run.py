@@ -68,10 +68,14 @@ class Course:
         first_step: Where this run takes the training up.
         num_steps: Of the whole training.
         seconds: Of this run; 0 for as many as the steps take.
+        decay_share: Last part of it in which the learning rate falls.
     """
 
-    def __init__(self, first_step: int, num_steps: int, seconds: float = 0.0) -> None:
+    def __init__(
+        self, first_step: int, num_steps: int, seconds: float = 0.0, decay_share: float = 0.3
+    ) -> None:
         self._first, self._num_steps, self._seconds = first_step, num_steps, seconds
+        self._decay_share = decay_share
         self._begun = time.monotonic()
 
     def progress(self, step: int) -> float:
@@ -81,13 +85,13 @@ class Course:
         return step / max(self._num_steps, 1)
 
     def learning_rate(self, step: int, peak: float) -> float:
-        """Warm-up over 50 steps, constant, then straight to 2 % of the peak over the last 30 %.
+        """Warm-up over 50 steps, constant, then straight to 2 % of the peak over the last part.
 
         A longer training is the same as a shorter one until that one's last part, so checkpoints
         of the constant part serve any length.
         """
         warm = min(1.0, (step - self._first + 1) / 50)
-        left = (1 - self.progress(step)) / 0.3
+        left = (1 - self.progress(step)) / self._decay_share
         return peak * warm * (0.02 + 0.98 * min(1.0, max(left, 0.0)))
 
 
