@@ -49,10 +49,10 @@ IN_TIME_S = 1.0
 SEED = 20
 MEMORY_FRAMES = 100
 PEAK = """
-import resource, torch
+import re, torch
 torch.zeros(1)
 {}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
 RUN = """
 import numpy, moshi_pipe
@@ -208,13 +208,18 @@ def same_bytes(model: Model, asked: tuple[Question, Answer]) -> bool:
     return after.text == before.text and after.pcm.tobytes() == before.pcm.tobytes()
 
 
-def memory_mb(model: str) -> float:
-    """What loading and running adds to a process that imported torch alone, at its peak."""
+def memory_mb(model: str) -> float | None:
+    """What loading and running adds to a process that imported torch alone, at its peak.
+
+    From Linux's own account: a child's ``ru_maxrss`` begins at its parent's.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
     bare, full = (
         float(subprocess.check_output([sys.executable, "-c", code], text=True))
         for code in (PEAK.format(""), PEAK.format(RUN.format(model, MEMORY_FRAMES * 1_920)))
     )
-    return (full - bare) / (1e6 if sys.platform == "darwin" else 1e3)
+    return (full - bare) / 1e3
 
 
 def share(rows: Sequence[bool]) -> float:
