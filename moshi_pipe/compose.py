@@ -27,7 +27,7 @@ from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.node import FIRST_FRAMES
 from moshi_pipe.hooks import BackendOptions
-from moshi_pipe.models.checkpoint import ModelOptions, choose_release
+from moshi_pipe.models.checkpoint import PACKAGED_MODELS, ModelOptions, choose_release
 from moshi_pipe.models.remote import RemoteOptions
 from moshi_pipe.overrides import escape_interpolation, is_literal_key
 
@@ -320,7 +320,7 @@ def _typed_model(cfg: DictConfig, problems: list[str]) -> ModelOptions:
     given = (
         model.path is not None or model.repo is not None or OmegaConf.is_missing(cfg.model, "path")
     )
-    if not given and model.name != ModelOptions.name:
+    if not given and model.name not in PACKAGED_MODELS:
         problems.append(
             f"model '{model.name}' has no files: add model.path=FOLDER or model.repo=REPO"
         )
