@@ -61,9 +61,9 @@ def prepare(argv: Sequence[str]) -> list[str]:
     Hydra's ``+``.
 
     ``null`` stays null (write ``./null`` for a file of that name), and nothing after ``=`` stays
-    nothing. In a multirun (``-m``) the text is literal if such a file exists; otherwise commas
-    separate values, each of them literal, and ``choice(...)``, ``glob(...)`` or a quote at the
-    start leave the text to Hydra's grammar.
+    nothing. An address in quotes was quoted for Hydra already. In a multirun (``-m``) the text is
+    literal if such a file exists; otherwise commas separate values, each of them literal, and
+    ``choice(...)``, ``glob(...)`` or a quote at the start leave the text to Hydra's grammar.
     """
     sweep = any(word in MULTIRUN_FLAGS for word in argv)
     return [_opened(_literal(word, sweep)) for word in argv]
@@ -84,6 +84,8 @@ def _literal(word: str, sweep: bool) -> str:
     value = match["value"]
     if value in ("", "null", "???"):
         return word
+    if match["key"].endswith("url") and value.startswith(("'", '"')):
+        return word  # no address begins with a quote: it is quoted for Hydra
     head = f"{match['sign']}{match['key']}="
     if not sweep or os.path.lexists(value):
         return head + quote_literal(value)

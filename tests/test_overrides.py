@@ -58,6 +58,12 @@ def test_other_words_are_left_alone() -> None:
     assert prepare(words) == words
 
 
+def test_an_address_that_was_quoted_for_hydra_is_left_alone() -> None:
+    words = ["sink.webhook.url='http://host/words?room=1'", 'model.url="ws://host:8998"']
+
+    assert prepare(words) == words
+
+
 def test_hydras_grammar_can_be_asked_for_in_a_multirun() -> None:
     words = ["-m", "source.path=choice('a','b,c')", "source.path='a','b,c'"]
 
