@@ -87,6 +87,11 @@ def load(
     chosen = ["model=local", f"model.path={model}"] if is_folder else [f"model={model}"]
     words = [*chosen, f"graph={graph}", *_words(overrides or {})]
     config = load_run(prepare(words), plugins.nodes, need_source=False)
+    if config.remote is not None:
+        raise ConfigError(
+            f"model '{config.model.name}' runs elsewhere: it cannot be loaded",
+            fix="use the command: moshi-pipe client URL",
+        )
     assembly = assemble(config.model, config.graph, config.backend, plugins)
     schedule = assembly.schedule()
     return Model(config, assembly, schedule, assembly.open_models(schedule))

@@ -344,6 +344,11 @@ def plan_run(config: RunConfig, *, offline: bool | None = None) -> Plan:
     """
     from moshi_pipe.models.plan import plan_model
 
+    if config.remote is not None:
+        raise ConfigError(
+            f"model '{config.model.name}' runs elsewhere: nothing of it is loaded here",
+            got=config.remote.place,
+        )
     backend = config.backend
     return plan_model(
         config.model if offline is None else replace(config.model, offline=offline),

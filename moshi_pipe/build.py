@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
-import signal
 import time
-import traceback
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from moshi_pipe.assembly import Models, assemble, check_outputs, check_source, plan_run
+from moshi_pipe.assembly import (
+    Assembly,
+    Models,
+    assemble,
+    check_outputs,
+    check_source,
+    plan_run,
+)
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
+from moshi_pipe.engine.session_settings import choose_settings
+from moshi_pipe.engine_keeper import EngineKeeper
 from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError, OutputError
-from moshi_pipe.frame_times import write_frame_times
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
+from moshi_pipe.interrupt import Interrupt
 from moshi_pipe.nodes.apart import ApartSink
 from moshi_pipe.observers import RunObserver
+from moshi_pipe.remote.assembly import RemoteAssembly, assemble_remote
 from moshi_pipe.report import (
     NodeReport,
     RunReport,
     SessionReport,
     peak_rss_bytes,
     versions,
-    write_atomically,
     write_report,
 )
 from moshi_pipe.resume import (
@@ -35,31 +41,25 @@ from moshi_pipe.resume import (
     keep_input,
     keep_others,
     run_signature,
-    session_signature,
 )
-from moshi_pipe.units import NS_PER_MS, NS_PER_SECOND, format_count
+from moshi_pipe.run_facts import make_facts, max_candidates
+from moshi_pipe.run_pace import ring_options, tick_options
+from moshi_pipe.session_records import SessionRecords
+from moshi_pipe.units import NS_PER_SECOND, format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from moshi_pipe.config import ChosenNode, EngineOptions, RunConfig
+    from moshi_pipe.config import RunConfig
     from moshi_pipe.engine.edge import Edge
-    from moshi_pipe.engine.engine import Engine, TickOptions
-    from moshi_pipe.engine.exchange import SessionResult
+    from moshi_pipe.engine.engine import Engine
+    from moshi_pipe.engine.host import EngineHost
+    from moshi_pipe.engine.lateness import TickTimes
     from moshi_pipe.graph.schedule import Schedule
     from moshi_pipe.plugins import Plugins
     from moshi_pipe.progress import UI
-
-_MIN_INTERVAL_MS: Final = 20.0  # with several slots, so that sessions share ticks
-
-_LIVE_POLICIES: Final = {
-    "drop_oldest": "drop_oldest",
-    "skip_to_live": "drop_all",
-    "fail": "close",
-}
-
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+    from moshi_pipe.remote.engine import RemoteEngine
 
 
 def run_config(
@@ -93,16 +93,25 @@ class _Run:
         self.ui = ui
         self.plugins = plugins
         self.source = source
-        self.assembly = assemble(
-            config.model,
-            config.graph,
-            config.backend,
-            plugins,
-            before_files=lambda: _refuse_too_large(config),
+        self.assembly: Assembly | RemoteAssembly = (
+            assemble_remote(config)
+            if config.remote is not None
+            else assemble(
+                config.model,
+                config.graph,
+                config.backend,
+                plugins,
+                before_files=lambda: _refuse_too_large(config),
+            )
         )
-        self.sink_labels = [sink.label for sink in config.sinks]
         self.live = self.source.live
-        self.exchange = _ring_options(config.engine, self.assembly.frame_s, live=self.live)
+        if config.remote is not None and source.endless:
+            raise ConfigError(
+                f"source={config.source.entry.name} serves a model that runs here",
+                got=f"model={config.model.name}, which runs at {config.remote.place}",
+                fix="let clients connect to that server themselves",
+            )
+        self.exchange = ring_options(config.engine, self.assembly.frame_s, self.source)
         check_source(self.assembly.graph, config.source.entry.name, source.gives)
         takes = [(sink.label, sink.make()) for sink in config.sinks]
         needed = [(label, sink.takes) for label, sink in takes]
@@ -110,7 +119,7 @@ class _Run:
         check_outputs(self.assembly.graph, [(config.source.entry.name, self.source.takes)])
         wanted = {name for _, sink in takes for name in (*sink.takes, *sink.optional)}
         wanted.update(self.source.takes)
-        if self.live:
+        if self.live and not self.source.endless:
             wanted.update(("audio", "user_audio", "text"))  # for the view
         self.seed = choose_seed(config, live=self.live)
         self.settings = self.assembly.settings(config, live=self.live)
@@ -121,15 +130,22 @@ class _Run:
             [name for name in outputs if name in wanted] or None
         )
         self.tokenizer = self.assembly.tokenizer()
-        self.signature = run_signature(config, self.assembly.files())
         self.models = Models()
-        self.engine: Engine | None = None
-        self.sinks: dict[str, list[Sink]] = {}  # of live sessions that are open
+        self.engine: Engine | RemoteEngine | None = None
+        self.keeper: EngineKeeper | None = None
         self.start_s: dict[str, float] = {}
         self.skipped: list[SessionReport] = []
         self.order: list[str] = []
-        self.writers: dict[Path, str] = {}  # which session writes a file
         self.latency_ms = self.assembly.latency_ms
+        self.records = SessionRecords(
+            config.output_dir,
+            {"latency_ms": self.latency_ms, "frame_s": self.assembly.frame_s},
+            signature=run_signature(config, self.assembly.files()),
+            settings=self.settings,
+            nodes=self.schedule.order,
+            ticks=self._ticks,
+            endless=self.source.endless,
+        )
 
     def run(self) -> RunReport:
         """Process every session."""
@@ -139,15 +155,22 @@ class _Run:
             self.ui.warn(warning)
         num_sessions = self.source.num_sessions()
         start = time.monotonic()
-        import torch  # noqa: F401  # seconds, on a cold disk
+        if config.remote is None:
+            import torch  # noqa: F401  # seconds, on a cold disk
 
-        self.start_s["libraries"] = time.monotonic() - start
-        observer = RunObserver(self.ui, self.plugins, self._session_report, live=self.live)
+            self.start_s["libraries"] = time.monotonic() - start
+        observer = RunObserver(
+            self.ui,
+            self.plugins,
+            self.records.report,
+            live=self.live,
+            endless=self.source.endless,
+        )
         engine = self.engine = self._engine(observer)
         failure, interrupted = asyncio.run(self._go(engine, observer, num_sessions))
-        report = self._report(engine, [*self.skipped, *observer.reports], interrupted)
+        report = self._report(self.engine, observer, interrupted)
         report.wall_s = time.monotonic() - start - report.load_s
-        if failure is None or report.sessions:  # else nothing was done that an earlier run had not
+        if failure is None or report.sessions or observer.totals.counts:
             write_report(report, config.composed)
         if failure is not None:
             raise failure
@@ -155,7 +178,7 @@ class _Run:
         return report
 
     async def _go(
-        self, engine: Engine, observer: RunObserver, num_sessions: int | None
+        self, engine: Engine | RemoteEngine, observer: RunObserver, num_sessions: int | None
     ) -> tuple[MoshiPipeError | None, bool]:
         """Start the engine, run the edge, and see to it that both end.
 
@@ -173,14 +196,15 @@ class _Run:
             self.live,
         )
         edge = Edge(engine, options, plan=self._plan, observer=observer)
-        stopped = _Interrupt(edge, self.source, self.ui)
+        stopped = Interrupt(edge, self.source, self.ui)
         failure: MoshiPipeError | None = None
         try:
             with stopped.listening():
                 engine.start()
                 await asyncio.to_thread(engine.ready.wait)
-                self.start_s["models"] = engine.made_ns / NS_PER_SECOND
-                self.start_s["warm-up"] = engine.warm_ns / NS_PER_SECOND
+                if self.config.remote is None:
+                    self.start_s["models"] = engine.made_ns / NS_PER_SECOND
+                    self.start_s["warm-up"] = engine.warm_ns / NS_PER_SECOND
                 if engine.error is not None:
                     raise engine.error
                 if self.live:  # what is there stays: no pause of the collector walks through it
@@ -189,15 +213,85 @@ class _Run:
                 if not stopped.seen:
                     self.ui.note(self._chosen(engine))
                     self.ui.begin(num_sessions)
-                    await edge.run(self.source)
+                    self.source.attach(self._host(engine, edge))
+                    await self._serve(engine, edge, observer)
         except MoshiPipeError as error:
             failure = error
         finally:
             gc.unfreeze()
-            await asyncio.to_thread(engine.stop)
+            await asyncio.to_thread((self.engine or engine).stop)
+            await self.records.finish()
         return failure, stopped.cut_short
 
-    def _engine(self, observer: RunObserver) -> Engine:
+    async def _serve(
+        self, engine: Engine | RemoteEngine, edge: Edge, observer: RunObserver
+    ) -> None:
+        """Run the edge; without end, on another engine when one fails.
+
+        Raises:
+            MoshiPipeError: The source failed, or the engine did.
+        """
+        if not self.source.endless:
+            await edge.run(self.source)
+            return
+        keeper = self.keeper = EngineKeeper(
+            engine,
+            self.source,
+            edge,
+            make=lambda: self._new_engine(observer),
+            host=lambda ready: self._host(ready, edge),
+            restarts=self.config.engine.restarts,
+            ui=self.ui,
+        )
+        if engine.error is not None:  # before there was a keeper to be told
+            keeper.failed(engine.error)
+        keeping = asyncio.create_task(keeper.keep())
+        try:
+            await edge.run(self.source)
+        finally:
+            keeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeping
+
+    def _new_engine(self, observer: RunObserver) -> Engine | RemoteEngine:
+        """Another engine; the models of the last are let go."""
+        self.models = Models()
+        engine = self.engine = self._engine(observer)
+        return engine
+
+    def _failed(self, error: MoshiPipeError) -> None:
+        """The engine fails; from its thread."""
+        if self.keeper is not None:
+            self.keeper.failed(error)
+
+    def _engine(self, observer: RunObserver) -> Engine | RemoteEngine:
+        assembly = self.assembly
+        if isinstance(assembly, RemoteAssembly):
+            return self._remote_engine(assembly, observer)
+        return self._local_engine(assembly, observer)
+
+    def _remote_engine(self, assembly: RemoteAssembly, observer: RunObserver) -> RemoteEngine:
+        from moshi_pipe.remote.engine import RemoteEngine
+        from moshi_pipe.remote.talk import TalkOptions
+
+        config, graph = self.config.engine, assembly.graph
+        options = TalkOptions(
+            assembly.server,
+            assembly.query(self.config),
+            graph.input,
+            tuple(name for name, place in graph.outputs.items() if place == graph.input),
+            self.live,
+            config.inbox_frames,
+        )
+        return RemoteEngine(
+            options,
+            assembly.pieces,
+            num_slots=config.slots,
+            on_late=observer.on_late,
+            on_failure=self._failed,
+        )
+
+    def _local_engine(self, assembly: Assembly, observer: RunObserver) -> Engine:
         import torch
 
         from moshi_pipe.engine.engine import Engine
@@ -207,49 +301,32 @@ class _Run:
         torch_backend = config.backend.backend == "torch"
         device = str(choose_device(config.backend.device)) if torch_backend else "cpu"
         guided = self.settings.guidance != 1.0
-        candidates = (self.settings.top_k, self.settings.text_top_k)
 
         def make_nodes() -> Any:
             torch.set_num_threads(config.engine.threads)
-            self.models = self.assembly.open_models(self.schedule, self.ui.loading)
-            return self.assembly.make_nodes(
+            self.models = assembly.open_models(self.schedule, self.ui.loading)
+            return assembly.make_nodes(
                 self.schedule,
                 self.models,
                 guided=guided,
-                max_candidates=0 if 0 in candidates else max(candidates),
+                max_candidates=max_candidates(self.settings),
             )
 
         return Engine(
             make_nodes,
             self.schedule,
-            input_format=self.assembly.graph.input_format,
-            options=self._tick_options(device),
+            input_format=assembly.graph.input_format,
+            options=tick_options(config, assembly.frame_s, self.source, device),
+            settings=self.settings,
             on_late=observer.on_late,
-        )
-
-    def _tick_options(self, device: str) -> TickOptions:
-        """How ticks are formed."""
-        from moshi_pipe.engine.engine import TickOptions
-
-        config, frame_s = self.config.engine, self.assembly.frame_s
-        budget_ms = frame_s * 1000 if config.budget_ms is None else config.budget_ms
-        interval_ms = config.min_interval_ms
-        if interval_ms is None:
-            interval_ms = 0.0 if config.slots == 1 else _MIN_INTERVAL_MS
-        return TickOptions(
-            num_slots=config.slots,
-            live=self.live,
-            all_rows=not self.live or self.config.backend.numerics == "reference",
-            min_interval_ns=round(interval_ms * NS_PER_MS),
-            frame_ns=round(frame_s * NS_PER_SECOND),
-            budget_ns=round(budget_ms * NS_PER_MS),
-            device=device,
+            on_failure=self._failed,
         )
 
     def _plan(self, item: SessionInput) -> SessionPlan | None:
         """Decide how a session input is run; None when its results are there."""
-        config, assembly = self.config, self.assembly
-        self.order.append(item.id)
+        config, assembly, endless = self.config, self.assembly, self.source.endless
+        if not endless:
+            self.order.append(item.id)
         seed = item.seed if item.seed is not None else derive_seed(self.seed, item.id)
         lead_s = assembly.lead_s if config.lead_s is None else config.lead_s
         formats = assembly.graph.output_formats
@@ -264,107 +341,78 @@ class _Run:
             lead_s=lead_s,
             text_delay_s=assembly.text_delay_s,
             tokenizer=self.tokenizer,
+            reply=item.reply,
         )
-        sinks = [*item.sinks, *(self._make(sink) for sink in config.sinks)]
-        outputs = [path for sink in sinks for path in sink.outputs(info)]
-        signature = session_signature(self.signature, item.meta, seed)
-        record = self._session_file(item.id)
-        self._claim(item.id, [*outputs, record])
+        sinks = [(config.source.entry.name, sink) for sink in item.sinks]
+        sinks += self._make_sinks(item)
+        plan = SessionPlan(
+            info=info,
+            settings=replace(self.settings, seed=seed),
+            sinks=[sink for _, sink in sinks],
+            lead_s=lead_s,
+            tail_s=config.tail_s + assembly.tail_s,
+            source_plugin=self.source.plugin,
+            labels=[label for label, _ in sinks],
+            record=item.record,
+        )
+        try:
+            plan.settings = choose_settings(self.settings, item.settings, seed)
+        except ConfigError as error:
+            plan.failure = error
+        try:
+            return plan if self._claim(item, plan) else None
+        except MoshiPipeError as error:
+            if not endless:
+                raise
+            plan.failure, plan.record = error, False  # what is there is another's
+            return plan
+
+    def _claim(self, item: SessionInput, plan: SessionPlan) -> bool:
+        """See to it that a session's files are its own; False when they are there already.
+
+        Raises:
+            ConfigError: Another session of this run writes one of them.
+            OutputError: They would be written over an input, or over results of another.
+        """
+        if not item.record:
+            return True
+        config, seed = self.config, plan.settings.seed
+        outputs = [path for sink in plan.sinks for path in sink.outputs(plan.info)]
+        record = self.records.path(item.id)
+        self.records.claim(item.id, [*outputs, record])
+        signature = self.records.signature(item.meta, seed)
         if config.resume and not self.live and is_done(record, signature, outputs):
             report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
             self.skipped.append(report)
             self.ui.session_ends(report)
-            return None
+            return False
         keep_input(item, [*outputs, record])
         keep_others(item, record, outputs)
         record.unlink(missing_ok=True)  # what it tells of is overwritten now
         if self.live:
-            self.sinks[item.id] = sinks
-        return SessionPlan(
-            info=info,
-            settings=replace(self.settings, seed=seed),
-            sinks=sinks,
-            lead_s=lead_s,
-            tail_s=config.tail_s + assembly.tail_s,
-            source_plugin=self.source.plugin,
-        )
+            self.records.watch(item.id, plan.sinks)
+        return True
 
-    def _claim(self, session_id: str, outputs: Sequence[Path]) -> None:
-        """Refuse a file that another session of this run writes: it would be lost.
+    def _make_sinks(self, item: SessionInput) -> list[tuple[str, Sink]]:
+        """Make the configured sinks of a session, but for those that keep what may not be kept.
 
-        Raises:
-            ConfigError: Names the file and both sessions.
+        One that may wait for a disk does so on its own while a session is live.
         """
-        for path in outputs:
-            first = self.writers.setdefault(path, session_id)
-            if first != session_id:
-                raise ConfigError(
-                    f"two sessions would write {path}",
-                    got=f"{first} and {session_id}",
-                    wanted="a name for each: {stem} or {id} in the path of the sink",
-                )
+        made = []
+        for chosen in self.config.sinks:
+            sink: Sink = chosen.make()
+            if sink.keeps and not item.record:
+                continue
+            apart = self.live and not sink.realtime
+            made.append((chosen.label, ApartSink(sink) if apart else sink))
+        return made
 
-    def _make(self, chosen: ChosenNode) -> Sink:
-        """Make a sink; one that may wait for a disk does so on its own while a session is live."""
-        sink: Sink = chosen.make()
-        return ApartSink(sink) if self.live and not sink.realtime else sink
-
-    def _session_report(self, result: SessionResult) -> SessionReport:
-        """Turn a result into its report, and write it beside the session's files."""
-        status = "done" if result.complete else "failed" if result.failure else "interrupted"
-        report = SessionReport(
-            id=result.id,
-            status=status,
-            frames=result.num_frames,
-            audio_s=round(result.audio_s, 4),
-            wall_s=round(result.wall_s, 4),
-            seed=result.seed,
-            input=result.meta.get("path"),
-            warnings=list(result.warnings),
-            files=[file for sink in result.sinks for file in sink.get("files", ())],
-            error=None if result.failure is None else str(result.failure),
-            exit_code=0 if result.failure is None else result.failure.exit_code,
-            dropped=result.num_dropped,
-            source=dict(result.source),
-            sinks=self._by_label(result.sinks),
-        )
-        record = {
-            **asdict(report),
-            "signature": session_signature(self.signature, result.meta, result.seed),
-            "latency_ms": self.latency_ms,
-            "frame_s": self.assembly.frame_s,
-            "settings": asdict(replace(self.settings, seed=result.seed)),
-            "rings": result.counters,
-            "traceback": _traceback(result.failure),
-        }
-        try:
-            text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-            write_atomically(self._session_file(result.id), text)
-            self._write_frame_times(result.id)
-        except OutputError as error:
-            report.warnings.append(str(error))
-        return report
-
-    def _write_frame_times(self, session_id: str) -> None:
-        """Write when each thing happened in the last minute of a live session."""
-        sinks = self.sinks.pop(session_id, None)
-        if sinks is None or self.engine is None:
-            return
-        audible_ns = {frame: at for sink in sinks for frame, at in sink.audible_ns.items()}
-        path = self.config.output_dir / f"{session_id}.times.jsonl"
-        ticks, nodes = list(self.engine.lateness.recent), self.schedule.order
-        write_frame_times(path, session_id, ticks, nodes, audible_ns)
-
-    def _by_label(self, said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What sinks said, by their labels; those of the input itself come first."""
-        own = len(said) - len(self.sink_labels)
-        labels = [self.config.source.entry.name] * max(0, own) + self.sink_labels
-        return dict(zip(labels, said, strict=False))
-
-    def _session_file(self, session_id: str) -> Path:
-        return self.config.output_dir / f"{session_id}.session.json"
-
-    def _chosen(self, engine: Engine) -> str:
+    def _chosen(self, engine: Engine | RemoteEngine) -> str:
+        if self.config.remote is not None:
+            slots = format_count(engine.num_slots, "connection")
+            return (
+                f"{self.config.model.name} at {self.config.remote.place}, {slots}, seed {self.seed}"
+            )
         caps = self.models.caps
         quant = "" if caps.quant is None else f" ({caps.quant})"
         return (
@@ -374,9 +422,31 @@ class _Run:
             f"({', '.join(f'{what} {seconds:.1f}' for what, seconds in self.start_s.items())})"
         )
 
+    def _host(self, engine: Engine | RemoteEngine, edge: Edge) -> EngineHost:
+        """What the source may know of the engine."""
+        from moshi_pipe.engine.host import EngineHost
+
+        facts = make_facts(
+            self.config,
+            self.assembly,
+            self.models,
+            self.schedule,
+            self.settings,
+            seed=self.seed,
+            slots=engine.num_slots,
+            live=self.live,
+        )
+        return EngineHost(facts, engine, edge)
+
+    def _ticks(self) -> Iterable[TickTimes]:
+        """The last ticks of the engine."""
+        return () if self.engine is None else self.engine.lateness.recent
+
     def _report(
-        self, engine: Engine, sessions: list[SessionReport], interrupted: bool
+        self, engine: Engine | RemoteEngine, observer: RunObserver, interrupted: bool
     ) -> RunReport:
+        sessions = [*self.skipped, *observer.reports]
+        totals = observer.totals
         caps = self.models.caps if self.models.lm or self.models.codec else None
         statistics = engine.statistics
         nodes = []
@@ -384,20 +454,19 @@ class _Run:
             row = histogram.to_dict()
             shown = ("mean_ms", "p50_ms", "p99_ms", "max_ms")
             nodes.append(NodeReport(name, histogram.count, *(row[key] for key in shown)))
-        dropped = sum(session.dropped for session in sessions)
-        verdict = engine.lateness.verdict(dropped=dropped, underruns=_underruns(sessions))
+        verdict = engine.lateness.verdict(dropped=totals.dropped, underruns=totals.underruns)
         place = {session_id: i for i, session_id in enumerate(self.order)}
         return RunReport(
             model=self.config.model.name,
             graph=self.assembly.graph.name,
-            device=caps.device if caps else self.config.backend.device,
-            dtype=caps.dtype if caps else self.config.backend.dtype,
+            device=caps.device if caps else self._where(),
+            dtype=self._dtype() if caps is None else caps.dtype,
             quant=caps.quant if caps else None,
             seed=self.seed,
             output_dir=str(self.config.output_dir),
             slots=engine.num_slots,
             load_s=sum(self.start_s.values()),
-            audio_s=sum(session.audio_s for session in sessions),
+            audio_s=totals.audio_s,
             frames=statistics.frames,
             ticks=statistics.ticks,
             peak_rss_bytes=peak_rss_bytes(),
@@ -410,75 +479,15 @@ class _Run:
             start=self.start_s,
             verdict=f"{verdict.cause}: {verdict.text}" if self.live and statistics.ticks else None,
             live=engine.lateness.to_dict() if self.live else {},
+            totals=totals if self.source.endless else None,
         )
 
+    def _where(self) -> str:
+        remote = self.config.remote
+        return self.config.backend.device if remote is None else remote.place
 
-class _Interrupt:
-    """Turns Ctrl-C, and the SIGTERM of a service manager, into an orderly end.
-
-    The first ends the input of a live source, which is how a conversation ends, or else stops the
-    edge; a further one stops the edge of a live run; the next is Python's own.
-    """
-
-    def __init__(self, edge: Edge, source: Source, ui: UI) -> None:
-        self.seen = False
-        self.cut_short = False
-        self._edge = edge
-        self._source = source
-        self._ui = ui
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen while the block runs; where the platform cannot, Ctrl-C stays what it was."""
-        loop = asyncio.get_running_loop()
-        try:
-            for number in _SIGNALS:
-                loop.add_signal_handler(number, self._stop)
-        except (NotImplementedError, RuntimeError, ValueError):
-            yield
-            return
-        try:
-            yield
-        finally:
-            self._let_go()
-
-    def _stop(self) -> None:
-        if self._source.live and not self.seen:
-            self.seen = True
-            self._source.stop()
-            return
-        self.seen = self.cut_short = True
-        self._ui.warn("stopping; what was written is kept (Ctrl-C again to leave at once)")
-        self._let_go()
-        self._edge.stop()
-
-    def _let_go(self) -> None:
-        for number in _SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-
-def _traceback(failure: BaseException | None) -> list[str] | None:
-    """Where a session failed, as Python tells it."""
-    return None if failure is None else "".join(traceback.format_exception(failure)).splitlines()
-
-
-def _ring_options(engine: EngineOptions, frame_s: float, *, live: bool) -> tuple[int, int, str]:
-    """Frames in the inbox and in the outbox, and the inbox's policy.
-
-    Raises:
-        ConfigError: The policy is not for this source.
-    """
-    late = engine.late or ("drop_oldest" if live else "slow_down")
-    if live != (late != "slow_down"):
-        raise ConfigError(
-            f"engine.late={late} is not for this source",
-            got="a live source, which does not wait" if live else "recordings, which wait",
-            wanted=", ".join(_LIVE_POLICIES) if live else "slow_down, or null",
-        )
-    if not live:
-        return engine.inbox_frames, engine.outbox_frames, "block"
-    waiting = max(1, int(engine.max_lag_ms / 1000 / frame_s))
-    return waiting, engine.outbox_frames, _LIVE_POLICIES[late]
+    def _dtype(self) -> str:
+        return self.config.backend.dtype if self.config.remote is None else "unknown"
 
 
 def _refuse_too_large(config: RunConfig) -> None:
@@ -496,10 +505,6 @@ def _refuse_too_large(config: RunConfig) -> None:
             got=plan.verdict,
             fix="see `moshi-pipe plan` with the same words",
         )
-
-
-def _underruns(sessions: Sequence[SessionReport]) -> int:
-    return sum(sink.get("underruns", 0) for s in sessions for sink in s.sinks.values())
 
 
 def _make_output_dir(folder: Path) -> None:

@@ -31,17 +31,25 @@ NODES: Final = (
 )
 """Every node in :mod:`moshi_pipe.nodes`: kind, name, class, and options in its ``options``."""
 
+SERVER_NODES: Final = (
+    ("source", "websocket", "source:WebsocketSource", "moshi_pipe.server.options:WebsocketOptions"),
+    ("sink", "websocket", "sink:WebsocketSink", None),
+)
+"""Every node in :mod:`moshi_pipe.server`: kind, name, class and options."""
+
 
 class BuiltinNodes:
     """Sources and sinks of the package."""
 
     @hookimpl
     def register_nodes(self, registry: OwnedRegistry) -> None:
-        """Offer :data:`NODES`."""
+        """Offer :data:`NODES` and :data:`SERVER_NODES`."""
         for kind, name, cls, options in NODES:
             registry.add(
                 kind, name, f"moshi_pipe.nodes.{cls}", f"moshi_pipe.nodes.options:{options}"
             )
+        for kind, name, cls, server_options in SERVER_NODES:
+            registry.add(kind, name, f"moshi_pipe.server.{cls}", server_options)
 
 
 class TorchBackend:

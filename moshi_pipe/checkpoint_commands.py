@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from moshi_pipe.config_files import choice_names
 from moshi_pipe.errors import CheckpointError, ConfigError, closest
+from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.units import format_bytes
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Compose = Callable[[Sequence[str]], RunConfig]
 
 CONVERT_USAGE: Final = "[SRC | model=NAME] DST --to FORMAT [dtype=auto] [group=N]"
-QUANTIZE_USAGE: Final = "[SRC | model=NAME] DST [quant=int8]"
+QUANTIZE_USAGE: Final = "[SRC | model=NAME] DST [quant=int8] [quant_group=32]"
 INSPECT_USAGE: Final = "PATH [--json]"
 QUANTIZED_FORMATS: Final = {"int8": "torch-q8", "int4": "mlx-q4"}
 """Format that a quantized checkpoint is written in, by the ``quant`` that keeps it."""
@@ -40,6 +41,7 @@ def convert_command(
             "convert needs a source, a folder to write and a format",
             got=" ".join(words) or "nothing",
             wanted=f"moshi-pipe convert {CONVERT_USAGE}",
+            fix="see `moshi-pipe convert --help` for the formats" if "to" not in options else None,
         )
     if not options.get("group", "32").isdigit():
         raise ConfigError("group has the wrong type", got=options["group"], wanted="a whole number")
@@ -47,7 +49,7 @@ def convert_command(
     from moshi_pipe.nn.convert import convert
 
     overrides, folder = places
-    checkpoint = open_checkpoint(compose(overrides).model)
+    checkpoint = open_checkpoint(_local(compose(overrides)).model)
     made = convert(
         checkpoint,
         folder,
@@ -88,11 +90,16 @@ def quantize_command(
     from moshi_pipe.nn.quant_errors import tensor_errors
 
     overrides, folder = places
-    checkpoint = open_checkpoint(compose(overrides).model)
-    made = convert(checkpoint, folder, to=QUANTIZED_FORMATS[quant], progress=progress)
+    config = _local(compose(overrides))
+    group = config.backend.quant_group if quant == "int4" else None
+    checkpoint = open_checkpoint(config.model)
+    made = convert(checkpoint, folder, to=QUANTIZED_FORMATS[quant], group=group, progress=progress)
     written = open_checkpoint(ModelOptions(path=str(made.folder)), parts=[LM])
     sys.stdout.write(quality_text(list(tensor_errors(checkpoint, written))))
-    sys.stdout.write(f"use it with: model=local model.path={made.folder} quant={quant}\n")
+    use = f"model=local model.path={made.folder} quant={quant}"
+    if group is not None and group != BackendOptions().quant_group:
+        use += f" quant_group={group}"
+    sys.stdout.write(f"use it with: {use}\n")
     return 0
 
 
@@ -128,7 +135,10 @@ def convert_details() -> str:
 def inspect_command(words: Sequence[str]) -> int:
     """Say what a checkpoint is."""
     paths = [word for word in words if word != "--json"]
-    if len(paths) != 1 or paths[0].startswith("-"):
+    flags = [path for path in paths if path.startswith("-")]
+    if flags:
+        raise ConfigError(f"there is no flag '{flags[0]}'", wanted="--json")
+    if len(paths) != 1:
         raise ConfigError(
             "inspect needs one folder or file",
             got=" ".join(words) or "nothing",
@@ -150,8 +160,8 @@ def check_command(words: Sequence[str], compose: Compose) -> int:
     from moshi_pipe.report import write_atomically
 
     if not any(word.startswith("graph=") for word in rest):
-        rest = [*rest, f"graph={_graph_for(compose(rest))}"]
-    config = compose(rest)
+        rest = [*rest, f"graph={_graph_for(_local(compose(rest)))}"]
+    config = _local(compose(rest))
     clip = Path(options["clip"]).expanduser() if "clip" in options else clip_path()
     check = check_model(config, clip, tell=_show)
     sys.stdout.write(check_text(check))
@@ -160,6 +170,21 @@ def check_command(words: Sequence[str], compose: Compose) -> int:
         write_atomically(path, json.dumps(check.to_dict(), indent=2) + "\n")
         sys.stdout.write(f"{path}\n")
     return 0 if check.passed else CheckpointError.exit_code
+
+
+def _local(config: RunConfig) -> RunConfig:
+    """The same, if its model has files here.
+
+    Raises:
+        ConfigError: It runs elsewhere.
+    """
+    if config.remote is not None:
+        raise ConfigError(
+            f"model '{config.remote.name}' runs elsewhere: it has no files here",
+            got=config.remote.place,
+            fix="choose a model by name or folder; `moshi-pipe doctor` asks a server",
+        )
+    return config
 
 
 def _graph_for(config: RunConfig) -> str:
@@ -203,7 +228,9 @@ def _take(words: Sequence[str], known: dict[str, str | None]) -> tuple[dict[str,
         else:
             rest.append(word)
     if pending is not None:
-        raise ConfigError(f"{known[pending]} needs a value", got=" ".join(words))
+        flag = known[pending]
+        wanted = f"{flag} {'FILE' if pending == 'json' else 'FORMAT'}"
+        raise ConfigError(f"{flag} needs a value", got=" ".join(words), wanted=wanted)
     unknown = [word for word in rest if word.startswith("--") and "config-dir" not in word]
     if unknown:
         listed = ", ".join(flag for flag in flags)

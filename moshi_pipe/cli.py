@@ -12,13 +12,14 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from moshi_pipe.completion import asks_for_completion, completions
 from moshi_pipe.errors import ConfigError, MoshiPipeError, closest
 from moshi_pipe.guide import FLAGS, group_help_text, guide_text, help_text
 from moshi_pipe.plugins import chosen_plugins, load_plugins
 from moshi_pipe.report import INTERRUPTED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _HYDRA_FLAGS: Final = (
     *("-c", "-m", "-p", "-i", "-cp", "-cn", "-cd", "-sc"),
@@ -85,6 +86,8 @@ def _dispatch(words: list[str]) -> int:
         return _help([word for word in words if word not in ("--help", "-h")])
     from moshi_pipe.commands import BUILTIN
 
+    if asks_for_completion(words) and not _complete(BUILTIN):
+        return 0
     first = words[0]
     if first in BUILTIN:
         return BUILTIN[first].run(words[1:])
@@ -94,6 +97,16 @@ def _dispatch(words: list[str]) -> int:
 
         return run_app(words)
     return _foreign_command(words)
+
+
+def _complete(builtin: Iterable[str]) -> bool:
+    """Offer commands and flags to a shell; returns whether Hydra has something to add."""
+    names = [*builtin, *load_plugins(reserved=tuple(builtin)).commands]
+    found, line = completions(os.environ.get("COMP_LINE", ""), names, FLAGS)
+    sys.stdout.write("".join(f"{word}\n" for word in found))
+    if line is not None:
+        os.environ |= {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    return line is not None
 
 
 def _help(words: Sequence[str]) -> int:
@@ -146,6 +159,8 @@ def _check_words(words: Sequence[str]) -> None:
         ConfigError: Names the word, and the closest flag.
     """
     taken = False
+    if "-p" in words and "-c" not in words and "--cfg" not in words:  # else it is Hydra's
+        raise ConfigError("-p leaves plugins out", got="-p without no:", wanted="-p no:NAME")
     for word in words:
         if taken and not word.startswith("-"):
             taken = False

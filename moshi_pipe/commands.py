@@ -50,7 +50,13 @@ def _plan(words: Sequence[str]) -> int:
     """Predict the memory of a run from its configuration alone."""
     from moshi_pipe.assembly import plan_run
 
-    plan = plan_run(_config(words))
+    config = _config(words)
+    if config.remote is not None:
+        sys.stdout.write(
+            f"{config.model.name} runs at {config.remote.place}: nothing is loaded here\n"
+        )
+        return 0
+    plan = plan_run(config)
     sys.stdout.write(plan_text(plan))
     return BackendError.exit_code if plan.fits is False else 0
 
@@ -63,7 +69,12 @@ def _graph(words: Sequence[str]) -> int:
     from moshi_pipe.graph.draw import draw_svg, draw_text
     from moshi_pipe.plugins import load_plugins
 
-    graph, _, _ = wire(config.model, config.graph, load_plugins())
+    if config.remote is not None:
+        from moshi_pipe.remote.assembly import remote_graph
+
+        graph = remote_graph(config.graph, config.model.name)
+    else:
+        graph, _, _ = wire(config.model, config.graph, load_plugins())
     if not svg:
         sys.stdout.write(draw_text(graph) + "\n")
         return 0
@@ -158,6 +169,41 @@ def _repeat(words: Sequence[str]) -> int:
     written = Path(others[0])
     written = written / "config.yaml" if written.is_dir() else written
     return run_in_terminal(resolve(load_written(written, overrides), plugins.nodes), plugins)
+
+
+def _client(words: Sequence[str]) -> int:
+    """Talk to a server: microphone and speaker, or what the words choose."""
+    overrides, others = split_words(words)
+    if len(others) != 1:
+        raise ConfigError(
+            "client needs the address of one server",
+            got=" ".join(others) or "none",
+            wanted=f"moshi-pipe client {BUILTIN['client'].usage}",
+        )
+    from moshi_pipe.compose import load_run
+    from moshi_pipe.overrides import prepare
+    from moshi_pipe.plugins import load_plugins
+    from moshi_pipe.terminal_run import run_in_terminal
+
+    given = {word.lstrip("+~").partition("=")[0] for word in overrides}
+    chosen = ["model=remote"]
+    if not given & {"source", "source.path"}:
+        chosen += ["source=mic"] if "sink" in given else ["source=mic", "sink=speaker"]
+    plugins = load_plugins()
+    words = prepare([*chosen, *overrides, f"model.url={others[0]}"])
+    return run_in_terminal(load_run(words, plugins.nodes), plugins)
+
+
+def _client_details() -> str:
+    return (
+        "\n  moshi-pipe client ws://host:8998                          microphone and speaker\n"
+        "  moshi-pipe client ws://host:8998 source.path=talk.wav     a recording, or a folder\n"
+        "  moshi-pipe client wss://host:8998 model.verify=false      moshi-backend makes its own "
+        "certificate\n"
+        "  moshi-pipe client wss://host:8998 model.token_env=NAME    the token is in a variable\n"
+        "  moshi-pipe doctor model=remote model.url=ws://host:8998   is it there, and which is it\n"
+        "  moshi-pipe --help model                                   keys of model=remote\n"
+    )
 
 
 def _devices(words: Sequence[str]) -> int:
@@ -265,6 +311,13 @@ BUILTIN: Final = {
             "FILE [key=value ...]",
         ),
         Command(
+            "client",
+            "talk to a server of Moshi's protocol, with microphone and speaker or with recordings",
+            _client,
+            "URL [key=value ...]",
+            _client_details,
+        ),
+        Command(
             "make-checkpoint",
             "write a model of random weights in the released layout",
             _make_checkpoint,
@@ -282,7 +335,7 @@ BUILTIN: Final = {
             "quantize",
             "write a model with weights of 8 or 4 bits, and the error of every tensor",
             _quantize,
-            "[SRC | model=NAME] DST [quant=int8]",
+            "[SRC | model=NAME] DST [quant=int8] [quant_group=32]",
         ),
         Command(
             "inspect", "what a checkpoint is, and what is wrong with it", _inspect, "PATH [--json]"

@@ -27,8 +27,9 @@ from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.node import FIRST_FRAMES
 from moshi_pipe.hooks import BackendOptions
-from moshi_pipe.models.checkpoint import ModelOptions, choose_release
-from moshi_pipe.overrides import escape_interpolation, is_path_key
+from moshi_pipe.models.checkpoint import PACKAGED_MODELS, ModelOptions, choose_release
+from moshi_pipe.models.remote import RemoteOptions
+from moshi_pipe.overrides import escape_interpolation, is_literal_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -117,7 +118,8 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
     missing = [key for key in sorted(OmegaConf.missing_keys(cfg)) if not key.startswith("hydra.")]
     problems += [f"{key} is not set: add {key}=VALUE" for key in missing]
     _check_names(cfg, problems)
-    model = _typed_model(cfg, problems)
+    remote = _typed_remote(cfg, problems) if _is_remote(cfg) else None
+    model = _typed_model(cfg, problems) if remote is None else ModelOptions(remote.name)
     source = _node("source", "source", cfg.source, registry, problems)
     sinks = [
         _node("sink", str(label), node, registry, problems)
@@ -132,7 +134,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
     for name, options in node_options.items():
         graph["nodes"][name]["options"] = options
     return RunConfig(
-        model=choose_release(model, values.backend, values.quant),
+        model=model if remote else choose_release(model, values.backend, values.quant),
         graph=graph,
         source=_present(source),
         sinks=tuple(_present(sink) for sink in sinks),
@@ -160,6 +162,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         first_frame=values.first_frame,
         conditions=values.conditions,
         composed=to_yaml(_with_whole_paths(cfg)),
+        remote=remote,
     )
 
 
@@ -200,7 +203,7 @@ def load_written(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
                     got=word,
                     wanted=f"one of its keys, such as {key}.NAME=VALUE",
                 )
-            literal = is_path_key(key)
+            literal = is_literal_key(key)
             value = (
                 escape_interpolation(text)
                 if literal
@@ -277,6 +280,25 @@ def _typed(cfg: DictConfig) -> RootSchema:
     return made
 
 
+def _is_remote(cfg: DictConfig) -> bool:
+    """Whether the model runs elsewhere."""
+    return "url" in [str(key) for key in cfg.model or {}]  # also where it is not set
+
+
+def _typed_remote(cfg: DictConfig, problems: list[str]) -> RemoteOptions:
+    """Where a remote model is; what is wrong is added to ``problems``."""
+    from omegaconf import OmegaConf
+
+    before = len(problems)
+    given = {str(key): cfg.model._get_node(key) for key in cfg.model}
+    made = _typed_options("model", given, RemoteOptions, problems)
+    if made is None or len(problems) > before:
+        return RemoteOptions()
+    if not OmegaConf.is_missing(cfg.model, "url"):
+        problems += made.problems()
+    return cast("RemoteOptions", made)
+
+
 def _typed_model(cfg: DictConfig, problems: list[str]) -> ModelOptions:
     """The options of the model; what is wrong is added to ``problems``."""
     from omegaconf import OmegaConf
@@ -298,7 +320,7 @@ def _typed_model(cfg: DictConfig, problems: list[str]) -> ModelOptions:
     given = (
         model.path is not None or model.repo is not None or OmegaConf.is_missing(cfg.model, "path")
     )
-    if not given and model.name != ModelOptions.name:
+    if not given and model.name not in PACKAGED_MODELS:
         problems.append(
             f"model '{model.name}' has no files: add model.path=FOLDER or model.repo=REPO"
         )
@@ -346,6 +368,8 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
         "engine.max_lag_ms": (cfg.engine.max_lag_ms, 1),
         "engine.budget_ms": (cfg.engine.budget_ms, 1),
         "engine.min_interval_ms": (cfg.engine.min_interval_ms, 0),
+        "engine.admit_ms": (cfg.engine.admit_ms, 1),
+        "engine.restarts": (cfg.engine.restarts, 0),
         "sampling.temperature": (cfg.sampling.temperature, 0),
         "sampling.text_temperature": (cfg.sampling.text_temperature, 0),
         "sampling.top_k": (cfg.sampling.top_k, 0),
@@ -385,11 +409,20 @@ def _node(
         problems.append(f"{where}: {error.what}, {error.wanted}")
         return None
     options = entry.load_options()
-    given = {str(key): node._get_node(key) for key in node if key != "node"}
+    given = {str(key): _value(node, str(key)) for key in node if key != "node"}
     if options is None:
         problems += [f"{where}.{key} is unknown: this {kind} has no options" for key in given]
         return ChosenNode(label, entry, None)
     return ChosenNode(label, entry, _typed_options(where, given, options, problems))
+
+
+def _value(node: DictConfig, key: str) -> Any:
+    """The node of a key; of one that stands for a group, such as ``${server}``, that group."""
+    from omegaconf import DictConfig
+
+    value: Any = node._get_node(key)
+    meant = value._maybe_dereference_node()
+    return meant if isinstance(meant, DictConfig) else value
 
 
 def _typed_options(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from moshi_pipe.hooks import BackendOptions, NodeEntry
     from moshi_pipe.models.checkpoint import ModelOptions
+    from moshi_pipe.models.remote import RemoteOptions
 
 NUMERICS: Final = ("fast", "reference")
 LATE: Final = ("drop_oldest", "skip_to_live", "slow_down", "fail")
@@ -28,11 +29,15 @@ class EngineOptions:
         inbox_frames: Frames that wait for the model, per session.
         outbox_frames: Frames that wait for the sinks, per session.
         late: Live: what happens to frames that the models are too late for: ``drop_oldest``,
-            ``skip_to_live``, ``fail``. Files always ``slow_down``. None chooses by the source.
+            ``skip_to_live``, ``fail``; where the source can wait, as a server can, also
+            ``slow_down``. Files always ``slow_down``. None chooses by the source.
         max_lag_ms: Live: longest that a frame waits for the models, in ms.
         budget_ms: Live: from a frame's delivery to its deadline, in ms; None is one frame.
         min_interval_ms: Live: shortest time between two ticks, in ms; None is 0 for one slot,
             else 20.
+        admit_ms: Servers: a conversation is let in while a tick of all of them stays below, in ms;
+            None lets in as many as there are slots, as does ``late=slow_down``.
+        restarts: Servers: how often in an hour a new engine is made when one has failed.
     """
 
     slots: int = 1
@@ -43,6 +48,8 @@ class EngineOptions:
     max_lag_ms: float = 400.0
     budget_ms: float | None = None
     min_interval_ms: float | None = None
+    admit_ms: float | None = 48.0
+    restarts: int = 3
 
 
 @dataclass
@@ -98,6 +105,8 @@ class RootSchema:
         graph: Nodes and links.
         source: The source's options, with its name under ``node``.
         sink: Options of each sink by label, with its name under ``node``.
+        server: Of ``source=websocket``, which types it; None for other sources.
+        edge: Likewise.
         experiment: Nothing; a place for complete choices.
     """
 
@@ -126,6 +135,8 @@ class RootSchema:
     graph: Any = None
     source: Any = None
     sink: Any = None
+    server: Any = None
+    edge: Any = None
     experiment: Any = None
 
 
@@ -170,6 +181,7 @@ class RunConfig:
         first_frame: ``duplicate``, ``reset`` or ``none``; None leaves it to the source.
         conditions: Value per condition of the model.
         composed: The configuration as YAML, to be written beside the results.
+        remote: Where the model is, if it does not run here; ``model`` is then only its name.
     """
 
     model: ModelOptions
@@ -188,3 +200,4 @@ class RunConfig:
     first_frame: str | None
     conditions: Mapping[str, str]
     composed: str
+    remote: RemoteOptions | None = None

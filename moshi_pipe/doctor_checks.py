@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from moshi_pipe.device_table import NO_DEVICE, one_line
-from moshi_pipe.errors import BackendError, CheckpointError
+from moshi_pipe.errors import BackendError, CheckpointError, MoshiPipeError, SessionError
 from moshi_pipe.models.hub import is_offline
 from moshi_pipe.nodes.portaudio import find_device, import_pyaudio, list_devices, portaudio
 from moshi_pipe.units import NS_PER_MS, NS_PER_SECOND, format_bytes, format_count
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from moshi_pipe.graph.schedule import Schedule
     from moshi_pipe.models.plan import Plan
     from moshi_pipe.models.protocols import Capabilities, Codec
+    from moshi_pipe.models.remote import RemoteOptions
 
 OK: Final = "ok"
 WARN: Final = "warn"
@@ -73,7 +74,15 @@ CORE: Final[Mapping[str, str]] = {
 }
 """What must be installed, and in which versions; a test compares it with ``pyproject.toml``."""
 
-OPTIONAL: Final[Mapping[str, str]] = {"pyaudio": "mic", "pywebrtc-audio": "echo"}
+OPTIONAL: Final[Mapping[str, str]] = {
+    "pyaudio": "mic",
+    "pywebrtc-audio": "echo",
+    "starlette": "server",
+    "uvicorn": "server",
+    "websockets": "server",
+    "prometheus_client": "server",
+    "cryptography": "server",
+}
 """What may be installed, and which extra brings it."""
 
 _NATIVE: Final = ("sentencepiece", "soundfile", "soxr", "sphn")  # each brings a C library
@@ -161,9 +170,14 @@ def check_packages(context: Context) -> Finding:
         names = " ".join(f"'{name}{CORE[name]}'" for name in wrong)
         return Finding(FAIL, "packages", listed, f"pip install --force-reinstall {names}")
     found = ", ".join(f"{name} {version}" for name, version in installed.items() if version)
-    extras = [extra for name, extra in OPTIONAL.items() if installed[name] is None]
-    without = f"; not installed: extra {' and '.join(extras)}" if extras else ""
+    missing = [extra for name, extra in OPTIONAL.items() if installed[name] is None]
+    extras = list(dict.fromkeys(missing))
+    without = f"; not installed: extra {_listed(extras)}" if extras else ""
     return Finding(OK, "packages", found + without)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def check_torch(context: Context) -> Finding:
@@ -196,6 +210,10 @@ def check_torch(context: Context) -> Finding:
 
 def check_memory(context: Context) -> Finding:
     """Whether the model fits."""
+    remote = context.config.remote
+    if remote is not None:
+        found = f"{remote.name} runs at {remote.place}: nothing of it is loaded here"
+        return Finding(OK, "memory", found)
     try:
         plan = context.plan
     except CheckpointError as error:
@@ -331,6 +349,8 @@ def check_speed(context: Context) -> Finding:
     from moshi_pipe.plugins import load_plugins
 
     config = context.config
+    if config.remote is not None:
+        return _server(config.remote)
     model = replace(config.model, offline=True)
     try:
         if context.plan.fits is False:
@@ -523,6 +543,20 @@ def _faster(caps: Capabilities, config: RunConfig) -> list[str]:
         ways.append("fewer engine.slots")
     ways.append("a smaller model")
     return [*ways, "a GPU (device=cuda)"] if on_cpu else ways
+
+
+def _server(options: RemoteOptions) -> Finding:
+    """Whether the server of a remote model holds conversations."""
+    from moshi_pipe.remote.probe import probe
+
+    try:
+        found = probe(options)
+    except MoshiPipeError as error:
+        status = WARN if isinstance(error, SessionError) else FAIL
+        said = "; ".join(text for text in (error.what, error.got) if text)
+        return Finding(status, "server", said, error.fix or "look into the server's log")
+    took_ms = found.began_s * 1000
+    return Finding(OK, "server", f"{found.url} began after {took_ms:.0f} ms: {found.what}")
 
 
 def _lacking_bytes(context: Context) -> int:

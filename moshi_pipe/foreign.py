@@ -53,6 +53,22 @@ class Guarded(BatchedNode):
         values: dict[str, Value] = self._do("step", inputs, tick)
         return values
 
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether it can keep a session's state."""
+        try:
+            return bool(self.node.can_snapshot)
+        except Exception as error:  # foreign code
+            raise plugin_failed(self._what, self.plugin or "", "can_snapshot", error) from error
+
+    def snapshot(self, slot: int) -> Any:
+        """Copy what it remembers of a session."""
+        return self._do("snapshot", slot)
+
+    def restore(self, slot: int, snapshot: Any, settings: Any) -> None:
+        """Go on with a session."""
+        self._do("restore", slot, snapshot, settings)
+
     def failed(self) -> Sequence[int]:
         """Ask which slots are not finite."""
         slots: Sequence[int] = self._do("failed")

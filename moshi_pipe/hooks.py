@@ -274,7 +274,7 @@ class Hooks:
             Caller: :class:`moshi_pipe.observers.RunObserver`.
             When: The sinks have written the packet.
             Thread: The event loop.
-            Often: Once per packet: 12.5 times a second and output, of each session.
+            Often: 12.5 times a second and output, of each session that may be kept.
             Answers: Ignored; all plugins are told.
             None: The only answer.
             Time: 1 ms: all sessions wait meanwhile.
@@ -292,7 +292,7 @@ class Hooks:
             Caller: :class:`moshi_pipe.observers.RunObserver`.
             When: The next word has begun, or the session ends.
             Thread: The event loop.
-            Often: Once per word.
+            Often: Once per word, of each session that may be kept.
             Answers: Ignored; all plugins are told.
             None: The only answer.
             Time: 1 ms: all sessions wait meanwhile.

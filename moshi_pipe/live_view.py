@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import statistics
@@ -70,6 +71,9 @@ class _Seen:
 
     def add(self, frame: LiveFrame) -> None:
         """Take over what a frame was like."""
+        if frame.heard_dbfs == -math.inf and frame.spoken_dbfs is None and frame.tick_ms == 0:
+            self.words = _shorten(self.words + clean(frame.text))  # text that came by itself
+            return
         self.frame = frame
         self.ticks_ms.append(frame.tick_ms)
         self.words = _shorten(self.words + clean(frame.text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ from moshi_pipe.engine.exchange import FrameDone, Observer, SessionPlan, Session
 from moshi_pipe.errors import InputError
 from moshi_pipe.nodes.words import Word, WordBuilder
 from moshi_pipe.progress import LiveFrame
+from moshi_pipe.report import SessionTotals
 from moshi_pipe.units import NS_PER_MS
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 MOST_FAILURES: Final = 3
 """A plugin that raised so often in observing hooks hears nothing more in the run."""
+
+KEPT: Final = 100
+"""Sessions whose reports are kept of a source without end."""
 
 SLOW_NS: Final = 10 * NS_PER_MS
 """A call that takes longer is reported; ten times what a hook may take, since a busy machine
@@ -66,9 +71,13 @@ class RunObserver(Observer):
         plugins: Give the hooks.
         to_report: Turns a result into what the report says of it.
         live: Whether frames come at their own pace; then each is shown.
+        endless: Whether the source is without end: then frames are not shown, and only the last
+            reports are kept.
         clock: Times the hooks.
 
     Attributes:
+        reports: Of the sessions that ended and may be kept.
+        totals: Of all that ended.
         heard: What each plugin did, by its name.
     """
 
@@ -79,13 +88,16 @@ class RunObserver(Observer):
         to_report: Callable[[SessionResult], SessionReport],
         *,
         live: bool = False,
+        endless: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        self.reports: list[SessionReport] = []
+        self.reports: deque[SessionReport] = deque(maxlen=KEPT if endless else None)
+        self.totals = SessionTotals()
         self._ui = ui
         self._hook = plugins.manager.hook
         self._to_report = to_report
-        self._live = live
+        self._live = live and not endless
+        self._endless = endless
         self._words: dict[str, tuple[WordBuilder, SessionInfo]] = {}
         self._clock = clock or SystemClock()
         self.heard: dict[str, Heard] = {}
@@ -95,15 +107,16 @@ class RunObserver(Observer):
         """Show the session and tell plugins of it."""
         self._ui.session_begins(item.id, _length_s(item, plan))
         heard = self._live or self._hook.on_text.get_hookimpls()
-        if plan.info.tokenizer is not None and heard:
+        if plan.record and plan.info.tokenizer is not None and heard:
             self._words[item.id] = WordBuilder(plan.info.tokenizer), plan.info
         self._call("on_session_start", session_id=item.id, meta=item.meta, seed=plan.settings.seed)
 
     def on_frame(self, plan: SessionPlan, done: FrameDone) -> None:
-        """Show how far the session is; pass packets and words to plugins."""
+        """Show how far the session is; pass packets and words to plugins, where that may be."""
         info = plan.info
-        self._ui.session_at(info.id, (done.frame + 1) * info.frame_s)
-        if self._hook.on_frame.get_hookimpls():
+        if not self._endless:
+            self._ui.session_at(info.id, (done.frame + 1) * info.frame_s)
+        if plan.record and self._hook.on_frame.get_hookimpls():
             for packet in done.packets:
                 self._call("on_frame", session_id=info.id, packet=packet)
         said: list[Word] = []
@@ -122,7 +135,9 @@ class RunObserver(Observer):
             words, info = self._words.pop(result.id)
             self._tell_words(info, words.finish())
         report = self._to_report(result)
-        self.reports.append(report)
+        self.totals.add(report)
+        if result.record:
+            self.reports.append(report)
         self._ui.session_ends(report)
         error = None if result.failure is None else str(result.failure)
         self._call("on_session_end", session_id=result.id, frames=result.num_frames, error=error)

@@ -1,7 +1,7 @@
 """What users write as ``key=value``, made ready for Hydra.
 
-Keys that hold paths take their text literally: Hydra's grammar would trip over spaces, accents,
-parentheses, commas, quotes, ``=``, brackets, ``$`` and bare numbers.
+Keys that hold paths and addresses take their text literally: Hydra's grammar would trip over
+spaces, accents, parentheses, commas, quotes, ``=``, brackets, ``$`` and bare numbers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _KEY: Final = re.compile(r"^(?P<sign>\+\+|\+|)(?P<key>[A-Za-z_][\w./@]*)=(?P<value>.*)$", re.DOTALL)
-_PATH_NAMES: Final = ("path", "dir")
-_PATH_ENDS: Final = ("_path", "_dir", "_file")
+_LITERAL_NAMES: Final = ("path", "dir", "url")
+_LITERAL_ENDS: Final = ("_path", "_dir", "_file", "_url")
 _SWEEPS: Final = ("choice(", "glob(", "range(", "interval(", "shuffle(", "sort(", "'", '"')
 _DOLLAR: Final = re.compile(r"(\\*)\$\{")
 _QUOTE: Final = re.compile(r"(\\*)'")
@@ -27,14 +27,14 @@ _NODE_OPTION: Final = re.compile(r"graph\.nodes\.[^.]+\.options\.")
 MULTIRUN_FLAGS: Final = ("-m", "--multirun")
 
 
-def is_path_key(key: str) -> bool:
-    """Whether a key holds a path, by its last part; Hydra's own keys are left alone.
+def is_literal_key(key: str) -> bool:
+    """Whether a key holds a path or an address, by its last part; Hydra's own are left alone.
 
-    ``path``, ``dir``, and what ends in ``_path``, ``_dir`` or ``_file`` hold paths.
+    ``path``, ``dir`` and ``url`` do, and what ends in ``_path``, ``_dir``, ``_file`` or ``_url``.
     """
     last = key.rpartition(".")[2]
     ours = not key.startswith("hydra")
-    return ours and (last in _PATH_NAMES or last.endswith(_PATH_ENDS))
+    return ours and (last in _LITERAL_NAMES or last.endswith(_LITERAL_ENDS))
 
 
 def escape_interpolation(text: str) -> str:
@@ -56,14 +56,14 @@ def quote_literal(text: str) -> str:
 def prepare(argv: Sequence[str]) -> list[str]:
     """Make a command line ready for Hydra; other words than those below are left as they are.
 
-    Values of keys that hold paths are quoted, and keys of open mappings (``conditions``,
+    Values of keys that hold paths or addresses are quoted; keys of open mappings (``conditions``,
     ``model.overrides``, ``backend_options``, options of a graph's nodes) may be set without
     Hydra's ``+``.
 
     ``null`` stays null (write ``./null`` for a file of that name), and nothing after ``=`` stays
-    nothing. In a multirun (``-m``) the text is literal if such a file exists; otherwise commas
-    separate values, each of them literal, and ``choice(...)``, ``glob(...)`` or a quote at the
-    start leave the text to Hydra's grammar.
+    nothing. An address in quotes was quoted for Hydra already. In a multirun (``-m``) the text is
+    literal if such a file exists; otherwise commas separate values, each of them literal, and
+    ``choice(...)``, ``glob(...)`` or a quote at the start leave the text to Hydra's grammar.
     """
     sweep = any(word in MULTIRUN_FLAGS for word in argv)
     return [_opened(_literal(word, sweep)) for word in argv]
@@ -79,11 +79,13 @@ def _opened(word: str) -> str:
 
 def _literal(word: str, sweep: bool) -> str:
     match = _KEY.match(word)
-    if match is None or not is_path_key(match["key"]):
+    if match is None or not is_literal_key(match["key"]):
         return word
     value = match["value"]
     if value in ("", "null", "???"):
         return word
+    if match["key"].endswith("url") and value.startswith(("'", '"')):
+        return word  # no address begins with a quote: it is quoted for Hydra
     head = f"{match['sign']}{match['key']}="
     if not sweep or os.path.lexists(value):
         return head + quote_literal(value)

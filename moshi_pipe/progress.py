@@ -320,6 +320,8 @@ def report_text(report: RunReport) -> str:
     counts = [f"{report.count(s)} {s}" for s in ("done", "failed", "skipped", "interrupted")]
     shown = ", ".join(count for count in counts if not count.startswith("0 ")) or "none"
     ticks, slots = format_count(report.ticks, "tick"), format_count(report.slots, "slot")
+    where = f"{report.model} on {report.device}"
+    dtype = [] if report.dtype == "unknown" else [report.dtype]
     rows = [
         ("sessions", shown),
         ("frames", f"{report.frames} in {ticks}, {slots}"),
@@ -327,7 +329,7 @@ def report_text(report: RunReport) -> str:
         ("speed", f"{report.speed:.2f} x real time")
         if report.verdict is None
         else ("live", report.verdict),
-        ("model", f"{report.model} on {report.device}, {report.dtype}, graph {report.graph}"),
+        ("model", ", ".join([where, *dtype, f"graph {report.graph}"])),
         ("seed", str(report.seed)),
     ]
     if report.peak_rss_bytes is not None:

@@ -94,6 +94,33 @@ class SessionReport:
 
 
 @dataclass(slots=True)
+class SessionTotals:
+    """Sums over sessions, which do not grow with their number.
+
+    Attributes:
+        counts: Sessions by status.
+        frames: Frames that they lasted.
+        audio_s: Seconds of their inputs.
+        dropped: Frames that were not processed.
+        underruns: Times that a speaker had nothing to play.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    frames: int = 0
+    audio_s: float = 0.0
+    dropped: int = 0
+    underruns: int = 0
+
+    def add(self, report: SessionReport) -> None:
+        """Count a session that ended."""
+        self.counts[report.status] = self.counts.get(report.status, 0) + 1
+        self.frames += report.frames
+        self.audio_s += report.audio_s
+        self.dropped += report.dropped
+        self.underruns += sum(sink.get("underruns", 0) for sink in report.sinks.values())
+
+
+@dataclass(slots=True)
 class RunReport:
     """What became of a run.
 
@@ -101,7 +128,7 @@ class RunReport:
         model: Name of the model.
         graph: Name of the graph.
         device: Device that was chosen.
-        dtype: Type of the weights that was chosen.
+        dtype: Type of the weights that was chosen; ``unknown`` where the model is remote.
         seed: Seed of the run: with it and ``config.yaml`` the run repeats.
         output_dir: Folder of results, absolute.
         slots: Sessions at once.
@@ -114,13 +141,14 @@ class RunReport:
         peak_device_bytes: Most memory of the GPU; None on the CPU.
         interrupted: Whether Ctrl-C ended it.
         nodes: Time per node.
-        sessions: Every session, in order.
+        sessions: Every session, in order; the last ones that may be kept, where ``totals`` is.
         warnings: What a user should know, such as random weights.
         versions: Packages, Python and platform.
         start: What the time until ready was spent on, in seconds.
         verdict: Live: whether it kept up, and if not, why.
         live: Live: the numbers behind the verdict.
         quant: How linear weights were stored, in one line; None where they were of ``dtype``.
+        totals: Of all sessions of a source without end; None for others.
     """
 
     model: str
@@ -146,6 +174,7 @@ class RunReport:
     verdict: str | None = None
     live: dict[str, Any] = field(default_factory=dict)
     quant: str | None = None
+    totals: SessionTotals | None = None
 
     @property
     def speed(self) -> float:
@@ -157,10 +186,13 @@ class RunReport:
         """What the command returns.
 
         130 after Ctrl-C, 0 when no session failed, the code that all failed sessions share, else
-        that of :class:`~moshi_pipe.errors.SessionError`.
+        that of :class:`~moshi_pipe.errors.SessionError`. Of a source without end, no session makes
+        the run fail.
         """
         if self.interrupted:
             return INTERRUPTED
+        if self.totals is not None:
+            return 0
         codes = {session.exit_code for session in self.sessions if session.status == "failed"}
         if not codes:
             return 0
@@ -168,6 +200,8 @@ class RunReport:
 
     def count(self, status: str) -> int:
         """Sessions that ended so."""
+        if self.totals is not None:
+            return self.totals.counts.get(status, 0)
         return sum(session.status == status for session in self.sessions)
 
     def to_dict(self) -> dict[str, Any]:

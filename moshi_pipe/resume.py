@@ -26,7 +26,7 @@ _NOT_IN_SIGNATURE_OF: Final = {
     "source": ("path",),
     "engine": (
         *("inbox_frames", "outbox_frames"),
-        *("late", "max_lag_ms", "budget_ms", "min_interval_ms"),
+        *("late", "max_lag_ms", "budget_ms", "min_interval_ms", "admit_ms", "restarts"),
     ),
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from moshi_pipe.build import run_config
 from moshi_pipe.live_view import choose_live_ui
 from moshi_pipe.nodes.portaudio import native_noise_apart
-from moshi_pipe.progress import choose_ui
+from moshi_pipe.progress import PlainUI, choose_ui
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,12 +30,19 @@ def run_in_terminal(config: RunConfig, plugins: Plugins) -> int:
     """
     source: Source = config.source.make()
     with native_noise_apart() if source.live else nullcontext():
-        ui = choose_live_ui(source.keys()) if source.live else choose_ui()
+        ui = _choose_ui(source)
         try:
             with _messages_to(ui):
                 return run_config(config, ui, plugins, source).exit_code
         finally:
             ui.close()
+
+
+def _choose_ui(source: Source) -> UI:
+    """A view of one conversation, lines about many, or bars of recordings."""
+    if source.endless:
+        return PlainUI()
+    return choose_live_ui(source.keys()) if source.live else choose_ui()
 
 
 @contextmanager

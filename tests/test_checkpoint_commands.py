@@ -100,6 +100,16 @@ WRONG = [
     (["convert", "embedded", "x", "--to=mlx-q4", "group=x"], "group has the wrong", "whole"),
     (["inspect"], "inspect needs one folder or file", "PATH [--json]"),
     (["check", "--json"], "--json needs a value", ""),
+    (["inspect", "a", "--jsn"], "there is no flag '--jsn'", "--json"),
+    (["convert", "embedded", "out", "--to"], "--to needs a value", "--to FORMAT"),
+    (["convert", "embedded", "out"], "convert needs a source", "convert --help"),
+    (["quantize", "embedded", "out", "quant=int4", "quant_group=7"], "format mlx-q4 has no", "32"),
+    (["check", "--json"], "--json needs a value", "--json FILE"),
+    (["-p", "vad", "source.path=a"], "-p leaves plugins out", "-p no:NAME"),
+    *(
+        ([*words, "model=remote", "model.url=ws://h"], "model 'remote' runs elsewhere", "ws://h")
+        for words in (["check"], ["convert", "out", "--to", "mlx"], ["quantize", "out"])
+    ),
 ]
 
 
@@ -120,6 +130,27 @@ def test_a_source_that_is_not_there_is_an_error_of_the_checkpoint(
     assert main(["convert", "nowhere", "x", "--to", "torch"]) == 5
     assert "there is no model folder" in capsys.readouterr().err
     assert main(["inspect", "nowhere"]) == 5
+    assert "give a model's folder or one of its files" in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_a_folder_is_led_to_its_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make_checkpoint(tmp_path / "a", preset="tiny")
+
+    assert main(["convert", "a/model.safetensors", "x", "--to", "torch"]) == 5
+
+    assert f"give the folder that it is in: {tmp_path / 'a'}" in capsys.readouterr().err
+
+
+def test_quantize_makes_groups_of_the_size_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["quantize", "embedded", "out", "quant=int4", "quant_group=64"]) == 0
+
+    assert capsys.readouterr().out.splitlines()[-1].endswith("quant=int4 quant_group=64")
+    assert main(["inspect", "out"]) == 0
+    assert "int4 in groups of 64" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["convert", "quantize", "inspect", "check"])

@@ -136,7 +136,7 @@ def test_python(monkeypatch: pytest.MonkeyPatch, version: str, system: str, stat
 
 def installed(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> None:
     enough = {name: wanted.partition(",")[0].lstrip(">=") for name, wanted in CORE.items()}
-    there = {**enough, "pyaudio": "0.2.14", "pywebrtc-audio": "0.2.0", **changed}
+    there = {**enough, **dict.fromkeys(checks.OPTIONAL, "1.0"), **changed}
     monkeypatch.setattr(checks, "_installed", there.get)
     monkeypatch.setattr(checks, "import_module", lambda name: None)
 
@@ -152,12 +152,12 @@ def test_packages_of_the_lowest_versions_are_ok(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, **{"pyaudio": None, "pywebrtc-audio": None})
+    installed(monkeypatch, **dict.fromkeys(checks.OPTIONAL))
 
     finding = checks.check_packages(about())
 
     assert finding.status == OK
-    assert finding.found.endswith("; not installed: extra mic and echo")
+    assert finding.found.endswith("; not installed: extra mic, echo and server")
 
 
 def test_without_sphn_only_some_files_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

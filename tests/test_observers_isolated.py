@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,3 +146,17 @@ def test_a_slow_plugin_is_reported_once_with_its_name_and_its_time() -> None:
         "plugin dawdles took 25 ms in on_frame, where 1 ms is right: all sessions wait meanwhile; "
         "to run without it: -p no:dawdles"
     ]
+
+
+def test_plugins_hear_nothing_of_what_may_not_be_kept() -> None:
+    ears = Ears()
+    watching, _ = observer(ears)
+    plan = replace(PLAN, record=False)
+
+    watching.on_open(ITEM, plan)
+    watching.on_frame(plan, DONE)
+    watching.on_close(SessionResult("a", {"stem": "a"}, 1, record=False))
+
+    assert ears.heard == ["on_session_start", "on_session_end"]
+    assert not watching.reports
+    assert watching.totals.counts == {"done": 1}

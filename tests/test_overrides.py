@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moshi_pipe.overrides import is_path_key, prepare, quote_literal
+from moshi_pipe.overrides import is_literal_key, prepare, quote_literal
 
 # No control characters: neither a shell nor YAML passes them on in one piece.
 TEXT = st.text(
@@ -33,25 +33,33 @@ def test_quoted_text_comes_back_as_it_was(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "holds_a_path"),
+    ("key", "is_literal"),
     [
         ("source.path", True),
         ("output_dir", True),
         ("model.lm_file", True),
         ("sink.file.path", True),
         ("cache.dir", True),
+        ("model.url", True),
+        ("sink.hook.post_url", True),
         ("sink.file", False),
         ("hydra.run.dir", False),
         ("source.paths", False),
         ("seed", False),
     ],
 )
-def test_a_path_is_known_by_its_key(key: str, holds_a_path: bool) -> None:
-    assert is_path_key(key) is holds_a_path
+def test_a_path_or_an_address_is_known_by_its_key(key: str, is_literal: bool) -> None:
+    assert is_literal_key(key) is is_literal
 
 
 def test_other_words_are_left_alone() -> None:
     words = ["seed=1", "sink=[file,transcript]", "--cfg", "job", "~sink.file", "a.wav"]
+
+    assert prepare(words) == words
+
+
+def test_an_address_that_was_quoted_for_hydra_is_left_alone() -> None:
+    words = ["sink.webhook.url='http://host/words?room=1'", 'model.url="ws://host:8998"']
 
     assert prepare(words) == words
 

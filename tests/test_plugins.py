@@ -6,7 +6,7 @@ import inspect
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -255,10 +255,24 @@ def test_our_config_files_hold_the_options_of_the_classes(kind: str) -> None:
     assert registry.names(kind) == choice_names(kind)
     for name in registry.names(kind):
         options = registry.get(kind, name).load_options()
-        in_file = OmegaConf.load(conf_dir() / kind / f"{name}.yaml")
-        in_class = OmegaConf.to_container(OmegaConf.structured(options))
+        in_file = OmegaConf.to_container(
+            _composed(conf_dir() / kind / f"{name}.yaml"), resolve=True
+        )
+        in_class = OmegaConf.to_container(OmegaConf.structured(options)) if options else {}
         assert isinstance(in_class, dict)
-        assert OmegaConf.to_container(in_file) == {"node": name, **in_class}
+        assert in_file == {"node": name, **in_class}
+
+
+def _composed(path: Path) -> Any:
+    """What a file holds, with the defaults of the groups that it takes its values from."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create({"it": OmegaConf.load(path)})
+    for default in config.it.pop("defaults", []):
+        for target, choice in default.items():
+            group = str(target).lstrip("/").partition("@")[0]
+            config[group] = OmegaConf.load(conf_dir() / group / f"{choice}.yaml")
+    return config.it
 
 
 @pytest.mark.parametrize(

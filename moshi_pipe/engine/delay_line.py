@@ -18,7 +18,7 @@ import torch
 from moshi_pipe.models.spec import UNGENERATED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -67,6 +67,18 @@ class DelayLine:
         rows = torch.tensor(list(slots), device=self._device)
         state.ring_BSR.index_fill_(0, rows, UNGENERATED)
         state.num_steps_B.index_fill_(0, rows, 0)
+
+    def snapshot(self, state: DelayState, slot: int) -> dict[str, Tensor]:
+        """Copy a slot to the host."""
+        return {
+            "ring": state.ring_BSR[slot].to("cpu", copy=True),
+            "num_steps": state.num_steps_B[slot].to("cpu", copy=True),
+        }
+
+    def restore(self, state: DelayState, slot: int, snapshot: Mapping[str, Tensor]) -> None:
+        """Put a copy into a slot, whatever it held."""
+        state.ring_BSR[slot] = snapshot["ring"].to(self._device)
+        state.num_steps_B[slot] = snapshot["num_steps"].to(self._device)
 
     def push_user(self, codes_BK: Tensor, valid_B: Tensor, state: DelayState) -> Tensor:
         """Take what was heard in this frame and give the model's next input column.

@@ -7,7 +7,9 @@ through sessions' rings.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Protocol
 
 from moshi_pipe.engine.clock import Clock, SystemClock
 from moshi_pipe.engine.exchange import (
@@ -21,10 +23,30 @@ from moshi_pipe.errors import InputError, MoshiPipeError
 from moshi_pipe.registry import plugin_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
-    from moshi_pipe.engine.engine import Engine
+    from moshi_pipe.engine.session import Session
     from moshi_pipe.graph.node import SessionInput, Source
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Holder(Protocol):
+    """What holds sessions: an engine, or the connections to a server.
+
+    Attributes:
+        num_slots: Sessions that it holds at once.
+        error: Why it ended; None while it runs and when nothing failed.
+    """
+
+    num_slots: int
+    error: MoshiPipeError | None
+
+    def submit(self, session: Session) -> None:
+        """Let a session wait for a slot."""
+
+    def no_more(self) -> None:
+        """Say that no session will be submitted any more."""
 
 
 class Edge:
@@ -40,7 +62,7 @@ class Edge:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Holder,
         options: ExchangeOptions,
         *,
         plan: Callable[[SessionInput], SessionPlan | None],
@@ -53,6 +75,7 @@ class Edge:
         self._observer = observer or Observer()
         self._clock = clock or SystemClock()
         self._open: set[Exchange] = set()
+        self._tasks: list[asyncio.Task[SessionResult]] = []
         self._stopping = False
 
     async def run(self, source: Source) -> list[SessionResult]:
@@ -62,16 +85,22 @@ class Edge:
         once. A session that fails ends alone. A source that fails ends the run, after the sessions
         that it gave.
 
+        A source without end says itself how many of its sessions are open; nothing is kept of
+        those that have ended, and the loss of the engine ends its sessions, not the run.
+
         Returns:
-            One result per session that was not skipped, in the source's order.
+            One result per session that was not skipped, in the source's order; none for a source
+            without end.
 
         Raises:
             MoshiPipeError: The source failed, or the engine did.
         """
-        tasks: list[asyncio.Task[SessionResult]] = []
         failure: MoshiPipeError | None = None
         try:
-            await self._admit(source, tasks)
+            if source.endless:
+                await self._admit_all(source)
+            else:
+                await self._admit(source)
         except MoshiPipeError as error:
             failure = error
         except Exception as error:  # a source of a plugin may raise anything
@@ -82,11 +111,21 @@ class Edge:
             )
             failure.__cause__ = error
         self._engine.no_more()
-        results = [await task for task in tasks]
+        results = [await task for task in list(self._tasks)] if not source.endless else []
+        if self._tasks and source.endless:
+            await asyncio.wait(self._tasks)
         failure = failure or self._engine.error
         if failure is not None:
             raise failure
         return results
+
+    def use(self, engine: Holder) -> None:
+        """Give the sessions that come from now on to another engine."""
+        self._engine = engine
+
+    def session(self, session_id: str) -> Session | None:
+        """A session that is open; None if it has ended."""
+        return next((one.session for one in self._open if one.session.id == session_id), None)
 
     def stop(self) -> None:
         """Take no further session and end those that run; their sinks are closed as incomplete."""
@@ -94,31 +133,66 @@ class Edge:
         for exchange in self._open:
             exchange.session.cancel()
 
-    async def _admit(self, source: Source, tasks: list[asyncio.Task[SessionResult]]) -> None:
+    async def _admit(self, source: Source) -> None:
         """Start an exchange per session that the source gives, a bounded number at a time."""
         room = asyncio.Semaphore(2 * self._engine.num_slots)
-        async for item in source.sessions():
-            await room.acquire()
-            if self._stopping or self._engine.error is not None:
-                return
-            plan = self._plan(item)
-            if plan is None:
-                room.release()
-                continue
-            exchange = Exchange(
-                item, plan, self._options, observer=self._observer, clock=self._clock
-            )
-            submitted = asyncio.Event()
-            self._open.add(exchange)
-            task = asyncio.create_task(exchange.run(self._engine.submit, submitted.set))
-            tasks.append(task)
+        async with _sessions(source) as items:
+            async for item in items:
+                await room.acquire()
+                if self._stopping or self._engine.error is not None:
+                    return
+                submitted = asyncio.Event()
 
-            def ended(
-                _: object, exchange: Exchange = exchange, submitted: asyncio.Event = submitted
-            ) -> None:
-                self._open.discard(exchange)
-                submitted.set()
-                room.release()
+                def ended(_: object, submitted: asyncio.Event = submitted) -> None:
+                    submitted.set()
+                    room.release()
 
-            task.add_done_callback(ended)
-            await submitted.wait()  # keeps the order of submission
+                task = self._start(item, submitted.set)
+                if task is None:
+                    room.release()
+                    continue
+                self._tasks.append(task)
+                task.add_done_callback(ended)
+                await submitted.wait()  # keeps the order of submission
+
+    async def _admit_all(self, source: Source) -> None:
+        """Start an exchange per session that the source gives, and forget those that ended."""
+        async with _sessions(source) as items:
+            async for item in items:
+                if self._stopping:
+                    return
+                task = self._start(item, lambda: None)
+                if task is not None:
+                    self._tasks.append(task)
+                    task.add_done_callback(self._forget)
+
+    def _start(
+        self, item: SessionInput, submitted: Callable[[], None]
+    ) -> asyncio.Task[SessionResult] | None:
+        """Start the exchange of a session; None where the plan is to skip it."""
+        plan = self._plan(item)
+        if plan is None:
+            return None
+        exchange = Exchange(item, plan, self._options, observer=self._observer, clock=self._clock)
+        self._open.add(exchange)
+        task = asyncio.create_task(exchange.run(self._engine.submit, submitted))
+        task.add_done_callback(lambda _: self._open.discard(exchange))
+        return task
+
+    def _forget(self, task: asyncio.Task[SessionResult]) -> None:
+        """Forget a session that has ended."""
+        self._tasks.remove(task)
+        if not task.cancelled() and task.exception() is not None:
+            _LOG.error("a session could not be ended in order", exc_info=task.exception())
+
+
+@asynccontextmanager
+async def _sessions(source: Source) -> AsyncIterator[AsyncIterator[SessionInput]]:
+    """The sessions of a source; what it holds is let go at the end."""
+    items = source.sessions()
+    try:
+        yield items
+    finally:
+        close = getattr(items, "aclose", None)  # a plugin may give any iterator
+        if close is not None:
+            await close()

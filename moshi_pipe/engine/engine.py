@@ -10,26 +10,28 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 
+from moshi_pipe.engine.capacity import Capacity
 from moshi_pipe.engine.clock import Clock, SystemClock
 from moshi_pipe.engine.lateness import Lateness, TickTimes
+from moshi_pipe.engine.parking import Parking
+from moshi_pipe.engine.scheduled_nodes import ScheduledNodes
 from moshi_pipe.engine.session import TIMES, Session, SessionState
-from moshi_pipe.engine.slots import SlotTable, padded_slots
+from moshi_pipe.engine.slots import SlotTable, padded_slots, tick_sizes
 from moshi_pipe.engine.statistics import EngineStatistics, Histogram
+from moshi_pipe.engine.tick_input import TickInput, has_frame
 from moshi_pipe.errors import BackendError, MoshiPipeError, SessionError
-from moshi_pipe.graph.format import Audio, Codes, Format
-from moshi_pipe.graph.node import BatchedNode, Tick, Value
+from moshi_pipe.graph.node import BatchedNode, SessionSettings, Tick
 from moshi_pipe.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import numpy.typing as npt
-
+    from moshi_pipe.engine.scheduled_nodes import Outputs
+    from moshi_pipe.graph.format import Format
     from moshi_pipe.graph.schedule import Schedule
 
 _IDLE_WAIT_S: Final = 1.0  # an upper bound on a wait that a notification normally ends
@@ -48,6 +50,8 @@ class TickOptions:
         min_interval_ns: Live: shortest time between two starts of ticks.
         frame_ns: Duration of a frame.
         budget_ns: Live: from a frame's delivery to its deadline.
+        admit_ns: Longest that a tick may take for one more session to be let in; None lets in as
+            many as there are slots.
         device: Where the graph's inputs go.
     """
 
@@ -57,6 +61,7 @@ class TickOptions:
     min_interval_ns: int = 0
     frame_ns: int = 80 * NS_PER_MS
     budget_ns: int = 80 * NS_PER_MS
+    admit_ns: int | None = None
     device: str = "cpu"
 
 
@@ -69,9 +74,12 @@ class Engine:
         schedule: Order of firing and wiring.
         input_format: Format of the graph's input.
         options: How ticks are formed.
+        settings: Of the sessions that ticks are measured with, where ``options`` asks for it.
         clock: Source of time.
         on_late: Live: called with session, frame and ns after its deadline, for each late frame, on
             the engine's thread.
+        on_failure: Called with the error that ends it, on the engine's thread, before the sessions
+            are ended with it.
 
     Attributes:
         num_slots: Sessions that it holds at once.
@@ -90,8 +98,10 @@ class Engine:
         *,
         input_format: Format,
         options: TickOptions,
+        settings: SessionSettings | None = None,
         clock: Clock | None = None,
         on_late: Callable[[str, int, int], None] | None = None,
+        on_failure: Callable[[MoshiPipeError], None] | None = None,
     ) -> None:
         self.num_slots = padded_slots(options.num_slots)
         self.statistics = EngineStatistics(nodes={name: Histogram() for name in schedule.order})
@@ -100,13 +110,17 @@ class Engine:
         self.ready = threading.Event()
         self.made_ns = self.warm_ns = 0
         self._on_late = on_late
+        self._on_failure = on_failure
         self._make_nodes = nodes
-        self._nodes: Mapping[str, BatchedNode] = {}
         self._schedule = schedule
         self._options = options
         self._clock = clock or SystemClock()
-        self._input = _input_buffer(input_format, self.num_slots)
-        self._delivered = np.zeros(1, dtype=np.int64)
+        self._nodes = ScheduledNodes(schedule, device=options.device, clock=self._clock)
+        self._parking = Parking()
+        self._can_park = False
+        self._settings = settings or SessionSettings()
+        self._capacity: Capacity | None = None
+        self._input = TickInput(schedule.input, input_format, self.num_slots)
         self._slots: SlotTable[Session] = SlotTable(self.num_slots)
         self._waiting: deque[Session] = deque()
         self._no_more = False
@@ -144,6 +158,36 @@ class Engine:
         self._no_more = True
         self.notify()
 
+    @property
+    def usable_slots(self) -> int:
+        """Sessions at once that it keeps up with, as far as that was asked for; at least 1."""
+        return self.num_slots if self._capacity is None else self._capacity.sessions
+
+    @property
+    def can_park(self) -> bool:
+        """Whether every node can keep a session's state; known once it is ready."""
+        return self._can_park
+
+    def park(self, session: Session, done: Callable[[int | MoshiPipeError], None]) -> None:
+        """Take a running session out of its slot between two ticks.
+
+        Args:
+            session: Keeps its rings; frames that come in meanwhile wait there.
+            done: Told the bytes of its state, or why it stays as it is; from any thread.
+        """
+        self._parking.ask(session, done, park=True)
+        self.notify()
+
+    def unpark(self, session: Session, done: Callable[[int | MoshiPipeError], None]) -> None:
+        """Let a parked session wait for a slot, after others that wait.
+
+        Args:
+            session: Goes on where it was, in any slot.
+            done: Told once it has one, or why it has not; from any thread.
+        """
+        self._parking.ask(session, done, park=False)
+        self.notify()
+
     def stop(self) -> None:
         """End every session as cancelled, close the nodes and end the thread."""
         self._stopping = True
@@ -160,18 +204,40 @@ class Engine:
     # ---- the engine's thread
 
     def open(self) -> None:
-        """Make, open and warm up the nodes of the schedule."""
+        """Make, open and warm up the nodes of the schedule, and measure full ticks if asked to."""
         began_ns = self._clock.now_ns()
-        self._nodes = self._make_nodes()
+        nodes = self._make_nodes()
         self.made_ns = self._clock.now_ns() - began_ns
-        for name in self._schedule.order:
-            self._nodes[name].open(self.num_slots)
+        self._nodes.open(nodes, self.num_slots)
+        self._can_park = self._nodes.can_snapshot
+        limit_ns = self._options.admit_ns
+        if limit_ns is not None and self.num_slots > 1 and not self._options.all_rows:
+            self._capacity = self._measured(limit_ns)
         self.warm_ns = self._clock.now_ns() - began_ns - self.made_ns
+
+    def _measured(self, limit_ns: int) -> Capacity:
+        """Measure ticks of sessions that hear silence; the slots are free again then."""
+        capacity = Capacity(tick_sizes(self.num_slots), limit_ns)
+        joined: list[int] = []
+
+        def tick(n: int) -> int:
+            for slot in range(len(joined), n):
+                self._nodes.join(slot, self._settings)
+                joined.append(slot)
+            everyone = np.ones(n, dtype=bool)
+            full = Tick(n=n, active=everyone, end_codes=np.zeros(n, dtype=bool))
+            began_ns = self._clock.now_ns()
+            self._nodes.step(full, self._input.frames(n), everyone.copy())
+            return self._clock.now_ns() - began_ns
+
+        capacity.measure(tick)
+        for slot in joined:
+            self._nodes.leave(slot)
+        return capacity
 
     def close(self) -> None:
         """Close the nodes."""
-        for node in self._nodes.values():
-            node.close()
+        self._nodes.close()
 
     def tick(self) -> bool:
         """Admit who waits, and fire once if the tick rule allows.
@@ -180,7 +246,7 @@ class Engine:
             Whether anything happened; False means that there is nothing to do until a
             notification.
         """
-        changed = self._close_cancelled() | self._finish_ended() | self._admit()
+        changed = self._close_cancelled() | self._finish_ended() | self._move() | self._admit()
         active = self._choose()
         if active:
             self._fire(active)
@@ -195,11 +261,14 @@ class Engine:
                     version = self._version
                 if self.tick():
                     continue
-                if self._no_more and not self._waiting and not self._slots.items():
+                held = self._waiting or self._slots.items() or self._parking.sessions
+                if self._no_more and not held:
                     break
                 self._wait(version)
         except Exception as error:  # whatever breaks a tick ends the engine, not the process
             self.error = _as_backend_error(error)
+            if self._on_failure is not None and self.ready.is_set():
+                self._on_failure(self.error)
         finally:
             self._end_all()
             self.ready.set()
@@ -220,27 +289,62 @@ class Engine:
             with self._changed:
                 session = self._waiting.popleft()
             admitted = True
-            if session.cancelled:
-                self._close(session)
-                continue
             slot = self._slots.occupy(session)
             session.slot = slot
+            returning = self._parking.returning(session)
             try:
-                for name in self._schedule.order:
-                    self._nodes[name].join(slot, session.settings)
+                if returning is None:
+                    self._nodes.join(slot, session.settings)
+                else:
+                    self._nodes.restore(slot, returning[0], session.settings)
             except MoshiPipeError as error:
                 session.failure = error
                 self._release(slot, session)
+                if returning is not None:
+                    returning[1](error)
                 continue
             session.state = SessionState.RUNNING
-            session.admitted_ns = self._clock.now_ns()
-            self.statistics.sessions += 1
+            if returning is None:
+                session.admitted_ns = self._clock.now_ns()
+                self.statistics.sessions += 1
+            else:
+                returning[1](0)
         return admitted
+
+    def _move(self) -> bool:
+        """Park sessions, and let parked ones wait for a slot, as was asked for."""
+        moved = False
+        while (asked := self._parking.asked()) is not None:
+            moved = True
+            park, session, done = asked
+            if park:
+                done(self._park(session))
+            elif self._parking.call_back(session, done):
+                with self._changed:
+                    self._waiting.append(session)
+        return moved
+
+    def _park(self, session: Session) -> int | MoshiPipeError:
+        """Copy the state of a session and free its slot; bytes, or why not."""
+        slot = session.slot
+        if session.state is not SessionState.RUNNING or slot is None:
+            return SessionError(
+                f"session {session.id} cannot leave its slot",
+                got=f"a session that is {session.state.value}",
+            )
+        try:
+            snapshot = self._nodes.snapshot(slot)
+        except MoshiPipeError as error:
+            return error
+        self._nodes.leave(slot)
+        self._slots.free(slot)
+        self.lateness.forget(session.id)
+        return self._parking.keep(session, snapshot)
 
     def _choose(self) -> list[tuple[int, Session]]:
         """Sessions that advance in the next tick; empty when no tick may start."""
         held = self._slots.items()
-        ready = [(slot, s) for slot, s in held if _has_frame(s) and not s.outbox.full]
+        ready = [(slot, s) for slot, s in held if has_frame(s) and not s.outbox.full]
         if not self._options.live:
             may_join = self._slots.num_free and not self._no_more
             return ready if len(ready) == len(held) and not may_join else []
@@ -253,13 +357,9 @@ class Engine:
     def _fire(self, active: list[tuple[int, Session]]) -> None:
         start_ns = self._clock.now_ns()
         n = self.num_slots if self._options.all_rows else self._slots.rows_for(active[-1][0])
-        tick, fed, taken = self._fill(active, n, start_ns)
-        values, nodes_ns = self._run_schedule(tick, fed)
-        outputs = {
-            name: (_to_host(values[place].tensor), values[place].valid)
-            for name, place in self._schedule.outputs.items()
-        }
-        broken = self._broken()
+        tick, fed, taken = self._input.fill(active, n, start_ns)
+        outputs, nodes_ns = self._nodes.step(tick, self._input.frames(n), fed)
+        broken = self._nodes.broken()
         end_ns = self._clock.now_ns()
         frames = tuple((session.id, *taken[slot]) for slot, session in active)
         times = TickTimes(start_ns, end_ns, tuple(nodes_ns), frames)
@@ -270,55 +370,7 @@ class Engine:
             if slot in broken:
                 self._end_broken(slot, session, broken[slot])
         self._count(times, n)
-
-    def _fill(
-        self, active: list[tuple[int, Session]], n: int, now_ns: int
-    ) -> tuple[Tick, npt.NDArray[Any], dict[int, tuple[int, int]]]:
-        """Copy one frame per active session into the input buffer.
-
-        Returns:
-            The tick, which rows were fed, and number and delivery of the frame in each slot.
-        """
-        tick = Tick(
-            n=n,
-            active=np.zeros(n, dtype=bool),
-            end_codes=np.zeros(n, dtype=bool),
-        )
-        fed = np.zeros(n, dtype=bool)
-        taken = {}
-        buffer = self._input.numpy()
-        for slot, session in active:
-            tick.active[slot] = True
-            if session.state is SessionState.DRAINING:
-                first = session.num_tail_frames == 0
-                tick.end_codes[slot] = first
-                fed[slot] = not first
-                buffer[slot] = 0
-                session.num_tail_frames += 1
-                taken[slot] = session.next_frame, now_ns
-            else:
-                columns = {self._schedule.input: buffer[slot], TIMES: self._delivered}
-                frame = session.inbox.take_into(columns) or 0
-                taken[slot] = frame, int(self._delivered[0])
-                fed[slot] = True
-        return tick, fed, taken
-
-    def _run_schedule(
-        self, tick: Tick, fed: npt.NDArray[Any]
-    ) -> tuple[dict[str, Value], list[tuple[int, int]]]:
-        device = torch.device(self._options.device)
-        tensor = self._input[: tick.n]
-        if device.type != "cpu":
-            tensor = tensor.to(device, non_blocking=True)
-        values = {self._schedule.input: Value(tensor, fed)}
-        nodes_ns = []
-        for name in self._schedule.order:
-            begin_ns = self._clock.now_ns()
-            links = self._schedule.inputs[name]
-            made = self._nodes[name].step({port: values[at] for port, at in links.items()}, tick)
-            values.update({f"{name}.{port}": value for port, value in made.items()})
-            nodes_ns.append((begin_ns, self._clock.now_ns()))
-        return values, nodes_ns
+        self.statistics.overhead.add(self._clock.now_ns() - start_ns - times.model_ns)
 
     def _count(self, times: TickTimes, n: int) -> None:
         """Add a tick to the statistics."""
@@ -327,6 +379,8 @@ class Engine:
         statistics.rows += n
         statistics.frames += len(times.frames)
         statistics.tick.add(times.end_ns - times.start_ns)
+        if self._capacity is not None:
+            self._capacity.add(n, times.end_ns - times.start_ns)
         for name, (begin_ns, end_ns) in zip(self._schedule.order, times.nodes, strict=True):
             statistics.nodes[name].add(end_ns - begin_ns)
         if self._options.live:
@@ -337,7 +391,7 @@ class Engine:
     def _hand_out(
         self,
         active: list[tuple[int, Session]],
-        outputs: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]],
+        outputs: Outputs,
         times: TickTimes,
     ) -> None:
         """Put valid rows into the outboxes and end sessions whose last word was spoken."""
@@ -354,27 +408,26 @@ class Engine:
             if spoken or session.num_tail_frames >= settings.max_tail_frames:
                 self._release(slot, session)
 
-    def _broken(self) -> dict[int, str]:
-        """Slots whose numbers are not finite, with the node that made them."""
-        return {
-            slot: name
-            for name in reversed(self._schedule.order)
-            for slot in self._nodes[name].failed()
-        }
-
     def _end_broken(self, slot: int, session: Session, node: str) -> None:
         session.failure = SessionError(
             f"session {session.id} was ended: '{node}' made numbers that are not finite",
             got=f"NaN or infinity in frame {session.next_frame}",
             fix="check the weights (model.check_finite=true), or try dtype=float32",
         )
-        for name in self._schedule.order:
-            self._nodes[name].join(slot, session.settings)  # zeroes the state
+        self._nodes.join(slot, session.settings)  # zeroes the state
         self._release(slot, session)
 
     def _finish_ended(self) -> bool:
-        """Close sessions whose input is used up, or let their model speak on."""
+        """Close sessions whose input is used up, or let their model speak on.
+
+        A parked one whose input ends is closed as it is: nobody comes for it.
+        """
         changed = False
+        for session in self._parking.sessions:
+            if session.inbox.ended:
+                changed = True
+                session.cancelled = session.cancelled or not session.inbox.finished
+                self._close(session)
         for slot, session in self._slots.items():
             if session.state is SessionState.RUNNING and session.inbox.finished:
                 changed = True
@@ -385,19 +438,27 @@ class Engine:
         return changed
 
     def _close_cancelled(self) -> bool:
-        cancelled = [(slot, s) for slot, s in self._slots.items() if s.cancelled]
-        for slot, session in cancelled:
+        """Close sessions whose end was asked for: in a slot, parked, or waiting."""
+        running = [(slot, s) for slot, s in self._slots.items() if s.cancelled]
+        for slot, session in running:
             self._release(slot, session)
-        return bool(cancelled)
+        with self._changed:
+            others = [session for session in self._waiting if session.cancelled]
+            for session in others:
+                self._waiting.remove(session)
+        others += [session for session in self._parking.sessions if session.cancelled]
+        for session in others:
+            self._close(session)
+        return bool(running or others)
 
     def _release(self, slot: int, session: Session) -> None:
-        for name in self._schedule.order:
-            self._nodes[name].leave(slot)
+        self._nodes.leave(slot)
         self._slots.free(slot)
         self._close(session)
 
     def _close(self, session: Session) -> None:
         self.lateness.forget(session.id)
+        self._parking.drop(session)
         session.state = SessionState.CLOSED
         session.slot = None
         session.outbox.end()
@@ -407,8 +468,10 @@ class Engine:
         """End every session; those that come later are ended as they come."""
         with self._changed:
             self._closed = True
-            sessions = [session for _, session in self._slots.items()] + list(self._waiting)
+            held = [session for _, session in self._slots.items()]
+            sessions = [*held, *self._waiting, *self._parking.sessions]
             self._waiting.clear()
+        self._parking.close()
         for session in sessions:
             self._cancel(session)
 
@@ -416,25 +479,6 @@ class Engine:
         session.failure = session.failure or self.error
         session.cancelled = True
         self._close(session)
-
-
-def _has_frame(session: Session) -> bool:
-    if session.state is SessionState.DRAINING:
-        return True
-    return len(session.inbox) > 0
-
-
-def _input_buffer(wanted: Format, num_slots: int) -> torch.Tensor:
-    if isinstance(wanted, Audio):
-        return torch.zeros(num_slots, wanted.channels, wanted.frame_size)
-    if isinstance(wanted, Codes):
-        return torch.zeros(num_slots, wanted.num_codebooks, dtype=torch.int64)
-    raise ValueError(f"a graph's input is audio or codes, got {wanted}")
-
-
-def _to_host(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = tensor.detach().cpu().numpy()
-    return array
 
 
 def _as_backend_error(error: Exception) -> MoshiPipeError:

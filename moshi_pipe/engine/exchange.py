@@ -36,9 +36,12 @@ class SessionPlan:
         info: What sinks may know.
         settings: How it runs.
         sinks: Fresh sinks of this session.
+        labels: Names of the sinks in reports.
         lead_s: Silence before its audio, in seconds.
         tail_s: Silence after it.
         source_plugin: Plugin that gave its input; None for the package's own.
+        record: Whether anything of it may be kept.
+        failure: Why it cannot run: it ends as soon as it begins.
     """
 
     info: SessionInfo
@@ -47,6 +50,9 @@ class SessionPlan:
     lead_s: float = 0.0
     tail_s: float = 0.0
     source_plugin: str | None = None
+    labels: Sequence[str] = ()
+    record: bool = True
+    failure: MoshiPipeError | None = None
 
 
 @dataclass(slots=True)
@@ -67,6 +73,10 @@ class SessionResult:
         source: What the source reports.
         sinks: What each sink reports, in the plan's order; empty for one that failed.
         counters: Of its rings.
+        held: What is reported of how a server held it; empty for models that run here.
+        labels: Names of the sinks, in the same order.
+        settings: How it ran; None when that is not known.
+        record: Whether anything of it may be kept.
     """
 
     id: str
@@ -82,6 +92,10 @@ class SessionResult:
     source: Mapping[str, Any] = field(default_factory=dict)
     sinks: list[Mapping[str, Any]] = field(default_factory=list)
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
+    held: Mapping[str, Any] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+    settings: SessionSettings | None = None
+    record: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +206,9 @@ class Exchange:
             submitted: Called when it does.
         """
         session = self.session
+        if self._plan.failure is not None:
+            session.failure = self._plan.failure
+            return await self._finish()
         try:
             for sink in self._plan.sinks:
                 self._at = sink
@@ -276,7 +293,9 @@ class Exchange:
             self._announce()
             frame, row = taken
             times = FrameTimes(*row.pop(TIMES).tolist())
-            packets = [self._packet(name, frame, value, times) for name, value in row.items()]
+            # Text comes first: a sink that sends both together has it when the audio comes.
+            names = sorted(row, key=lambda name: not self._is_text(name))
+            packets = [self._packet(name, frame, row[name], times) for name in names]
             for sink in self._plan.sinks:
                 for packet in packets:
                     if packet.output in sink.takes or packet.output in sink.optional:
@@ -299,9 +318,12 @@ class Exchange:
     def _packet(
         self, output: str, frame: int, value: npt.NDArray[Any], times: FrameTimes
     ) -> Packet:
-        is_text = isinstance(self._options.output_formats[output], Text)
         pts_ns = round(frame * self._plan.info.frame_s * NS_PER_SECOND)
-        return Packet(output, frame, pts_ns, int(value) if is_text else value, times)
+        payload = int(value) if self._is_text(output) else value
+        return Packet(output, frame, pts_ns, payload, times)
+
+    def _is_text(self, output: str) -> bool:
+        return isinstance(self._options.output_formats[output], Text)
 
     def _announce(self) -> None:
         if not self._announced:
@@ -322,7 +344,11 @@ class Exchange:
             audio_s=session.next_frame * plan.info.frame_s - self._padding_s,
             complete=session.failure is None and not session.cancelled,
             failure=session.failure,
-            warnings=list(self._item.warnings),
+            warnings=[*self._item.warnings, *session.warnings],
+            held=session.report,
+            labels=plan.labels,
+            settings=plan.settings,
+            record=plan.record,
             source=self._item.report(),
             counters={"inbox": _counts(session.inbox), "outbox": _counts(session.outbox)},
         )

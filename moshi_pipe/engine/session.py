@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -26,10 +26,11 @@ _OUTBOX_TIMES: Final = ((4,), np.int64)
 
 
 class SessionState(enum.Enum):
-    """Life of a session; it only moves forward."""
+    """Life of a session; it only moves forward, but for a stay without a slot."""
 
     WAITING = "waiting"  # for a slot
     RUNNING = "running"
+    PARKED = "parked"  # its state is in host memory, and others use the slot
     DRAINING = "draining"  # the input ended, the model is still speaking
     CLOSED = "closed"
 
@@ -49,9 +50,11 @@ class Session:
         next_frame: Number after that of the last frame; more than ``num_frames`` when frames were
             dropped.
         num_tail_frames: Frames after the input ended.
-        admitted_ns: Reading of the engine's clock when it got its slot.
+        admitted_ns: Reading of the engine's clock when it got its first slot.
         failure: Why it ended early; None when it did not.
         cancelled: Whether somebody asked for its end.
+        warnings: What a user should know of how it was held.
+        report: What is reported of how it was held; empty for models that run here.
     """
 
     id: str
@@ -66,6 +69,8 @@ class Session:
     admitted_ns: int | None = None
     failure: MoshiPipeError | None = None
     cancelled: bool = False
+    warnings: list[str] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
 
     def cancel(self, reason: MoshiPipeError | None = None) -> None:
         """Ask the engine to end this session before its next frame. Safe from any thread."""

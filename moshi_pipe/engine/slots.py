@@ -25,6 +25,11 @@ def padded_slots(wanted: int) -> int:
     return 1 if wanted == 1 else -(-wanted // _GROUP) * _GROUP
 
 
+def tick_sizes(num_slots: int) -> list[int]:
+    """Rows that a tick can have in an engine of so many slots: 1, 4, 8, 12, ..."""
+    return sorted({padded_slots(n) for n in range(1, num_slots + 1)})
+
+
 class SlotTable(Generic[T]):
     """Occupants of ``num_slots`` indices; the lowest free one is given first.
 

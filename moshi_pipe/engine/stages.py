@@ -13,10 +13,10 @@ import torch
 
 from moshi_pipe.engine.delay_line import DelayLine, DelayState
 from moshi_pipe.engine.noise import fill_exponential
-from moshi_pipe.errors import ConfigError
+from moshi_pipe.errors import ConfigError, SessionError
 from moshi_pipe.graph.format import Audio, Codes, Text
 from moshi_pipe.graph.node import FIRST_FRAMES, BatchedNode, SessionSettings, Tick, Value
-from moshi_pipe.models.protocols import Codec, Controls, SpeechLM, Step
+from moshi_pipe.models.protocols import Codec, Controls, Keeping, SpeechLM, Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,6 +61,23 @@ class EncodeStage(BatchedNode):
         self._codec.reset(self._state, [slot])
         self._forget_first.discard(slot)
         if settings.first_frame == "reset":
+            self._forget_first.add(slot)
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether the codec can."""
+        return isinstance(self._codec, Keeping)
+
+    def snapshot(self, slot: int) -> dict[str, Any]:
+        """Copy what the encoder remembers."""
+        forget = np.array(slot in self._forget_first)
+        return {"codec": _keeping(self._codec).snapshot(self._state, slot), "forget": forget}
+
+    def restore(self, slot: int, snapshot: Mapping[str, Any], settings: SessionSettings) -> None:
+        """Go on with a session."""
+        _keeping(self._codec).restore(self._state, slot, snapshot["codec"])
+        self._forget_first.discard(slot)
+        if snapshot["forget"]:
             self._forget_first.add(slot)
 
     def step(self, inputs: Mapping[str, Value], tick: Tick) -> dict[str, Value]:
@@ -110,6 +127,19 @@ class DecodeStage(BatchedNode):
     def join(self, slot: int, settings: SessionSettings) -> None:
         """Begin a session: its decoder knows nothing."""
         self._codec.reset(self._state, [slot])
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether the codec can."""
+        return isinstance(self._codec, Keeping)
+
+    def snapshot(self, slot: int) -> dict[str, Any]:
+        """Copy what the decoder remembers."""
+        return {"codec": _keeping(self._codec).snapshot(self._state, slot)}
+
+    def restore(self, slot: int, snapshot: Mapping[str, Any], settings: SessionSettings) -> None:
+        """Go on with a session."""
+        _keeping(self._codec).restore(self._state, slot, snapshot["codec"])
 
     def step(self, inputs: Mapping[str, Value], tick: Tick) -> dict[str, Value]:
         """Decode one frame of every slot that has one."""
@@ -199,6 +229,34 @@ class LMStage(BatchedNode):
     def leave(self, slot: int) -> None:
         """End the session; its settings no longer shape the batch."""
         self._running().settings[slot] = None
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether the model can."""
+        return isinstance(self._lm, Keeping)
+
+    def snapshot(self, slot: int) -> dict[str, Any]:
+        """Copy what the model and the delay line remember; noise follows from the step."""
+        running = self._running()
+        return {
+            "lm": _keeping(self._lm).snapshot(running.state, slot),
+            "delays": self._line.snapshot(running.delays, slot),
+            "num_steps": running.num_steps[slot].copy(),
+        }
+
+    def restore(self, slot: int, snapshot: Mapping[str, Any], settings: SessionSettings) -> None:
+        """Go on with a session.
+
+        Raises:
+            ConfigError: A setting that this stage was not made for.
+        """
+        running = self._running()
+        self._check(settings)
+        _keeping(self._lm).restore(running.state, slot, snapshot["lm"])
+        self._line.restore(running.delays, slot, snapshot["delays"])
+        running.num_steps[slot] = snapshot["num_steps"]
+        running.settings[slot] = settings
+        _set_row(running.controls, slot, settings)
 
     def step(self, inputs: Mapping[str, Value], tick: Tick) -> dict[str, Value]:
         """Advance every session that heard something, or whose input just ended."""
@@ -358,6 +416,21 @@ def _set_row(controls: Controls, slot: int, settings: SessionSettings) -> None:
         controls.repetition_penalty_B = torch.ones_like(controls.temperature_B)
     if controls.repetition_penalty_B is not None:
         controls.repetition_penalty_B[slot] = settings.repetition_penalty
+
+
+def _keeping(model: Codec | SpeechLM) -> Keeping:
+    """A model that can keep sessions.
+
+    Raises:
+        SessionError: It cannot.
+    """
+    if isinstance(model, Keeping):
+        return model
+    raise SessionError(
+        "the state of a session cannot be kept",
+        got=f"backend '{model.caps.backend}', which cannot",
+        fix="choose backend=torch",
+    )
 
 
 def _mask(valid: npt.NDArray[np.bool_], device: torch.device) -> Tensor:

@@ -40,9 +40,10 @@ class Histogram:
         return 0
 
     def to_dict(self) -> dict[str, float]:
-        """Count, mean, percentiles and maximum in ms."""
+        """Count; sum, mean, percentiles and maximum in ms."""
         mean = self.total_ns / self.count if self.count else 0
         values = {
+            "total_ms": self.total_ns,
             "mean_ms": mean,
             "p50_ms": self.percentile_ns(50),
             "p90_ms": self.percentile_ns(90),
@@ -59,6 +60,7 @@ class EngineStatistics:
     Attributes:
         nodes: Time per tick and node.
         tick: Time per tick, copies included.
+        overhead: Time per tick outside of nodes: copies, rings and accounts.
         ticks: Ticks.
         frames: Frames over all sessions.
         rows: Rows run over all ticks, idle ones included.
@@ -67,6 +69,7 @@ class EngineStatistics:
 
     nodes: dict[str, Histogram] = field(default_factory=dict)
     tick: Histogram = field(default_factory=Histogram)
+    overhead: Histogram = field(default_factory=Histogram)
     ticks: int = 0
     frames: int = 0
     rows: int = 0
@@ -80,5 +83,6 @@ class EngineStatistics:
             "rows": self.rows,
             "sessions": self.sessions,
             "tick": self.tick.to_dict(),
+            "overhead": self.overhead.to_dict(),
             "nodes": {name: histogram.to_dict() for name, histogram in self.nodes.items()},
         }

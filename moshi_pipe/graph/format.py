@@ -65,7 +65,8 @@ class Text:
     """One text token per frame, an int.
 
     Attributes:
-        cardinality: Tokens in the vocabulary.
+        cardinality: Tokens in the vocabulary; 0 for pieces of a remote model, whose vocabulary
+            is not known.
         frame_rate: Frames per second.
     """
 
@@ -79,7 +80,8 @@ class Text:
         return ()
 
     def __str__(self) -> str:
-        return f"text, {self.cardinality} tokens, {float(self.frame_rate):g} Hz"
+        what = f"{self.cardinality} tokens" if self.cardinality else "pieces"
+        return f"text, {what}, {float(self.frame_rate):g} Hz"
 
 
 Format = Audio | Codes | Text

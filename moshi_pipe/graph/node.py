@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
+from moshi_pipe.errors import SessionError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from moshi_pipe.errors import MoshiPipeError
     from moshi_pipe.graph.format import Format
+    from moshi_pipe.graph.host import Host
     from moshi_pipe.graph.packet import Packet
     from moshi_pipe.models.spec import CodecSpec
 
@@ -39,6 +43,12 @@ class SessionInput(ABC):
             by ``time.monotonic_ns``; None when not known, then it is stamped as it comes.
         sinks: Sinks that belong to this input, such as the way back of a connection or the
             speaker of a duplex device; they come before those of the configuration.
+        settings: What this session wants other than the run, by field of
+            :class:`SessionSettings`; a wrong one ends the session alone. Its seed is :attr:`seed`.
+        reply: Way back of this input, for a sink of the same origin, which finds it in
+            :class:`SessionInfo`.
+        record: False when nothing of this session may be kept: the configuration's sinks that keep
+            something are left out, and no record of it is written.
     """
 
     id: str
@@ -49,6 +59,9 @@ class SessionInput(ABC):
     warnings: Sequence[str] = ()
     delivered_ns: int | None = None
     sinks: Sequence[Sink] = ()
+    settings: Mapping[str, Any] = {}  # read only
+    reply: Any = None
+    record: bool = True
 
     @abstractmethod
     def chunks(self) -> AsyncIterator[npt.NDArray[np.float32]]:
@@ -71,6 +84,15 @@ class Source(ABC):
 
     live: ClassVar[bool] = False
     """True when audio arrives at its own pace; False when it may be read as fast as wanted."""
+
+    endless: ClassVar[bool] = False
+    """True when it gives sessions until it is stopped, perhaps many thousands. Such a run keeps
+    totals and its last sessions alone, makes a new engine when one is lost, and leaves it to the
+    source how many of its sessions are open at once."""
+
+    can_wait: ClassVar[bool] = False
+    """True when it is live, but may be made to wait: then ``engine.late=slow_down`` loses
+    nothing."""
 
     gives: ClassVar[str] = "audio"
     """What its inputs yield: ``audio`` or ``codes``."""
@@ -96,6 +118,22 @@ class Source(ABC):
             InputError: As :meth:`sessions`.
         """
         return None
+
+    def attach(self, host: Host) -> None:
+        """The engine is ready; called on the event loop before :meth:`sessions`.
+
+        Endless: called again with each new engine, after :meth:`engine_lost`.
+
+        Args:
+            host: What a source may know of the engine, and have done by it.
+        """
+
+    def engine_lost(self, error: MoshiPipeError) -> None:
+        """Endless: the engine is gone, and all that it held ended with this error.
+
+        Called on the event loop. Sessions given before :meth:`attach` is called again, which it
+        may never be, end with the same error.
+        """
 
     def stop(self) -> None:
         """Live: end the input of every session, and give no further one; on the event loop."""
@@ -134,6 +172,7 @@ class SessionInfo:
         text_delay_s: By how much text lags the sound it writes down (speech to text); to be
             subtracted from token times, as is ``lead_s``.
         tokenizer: Turns text tokens into pieces; None when the graph makes no text.
+        reply: Way back of the input; see :class:`SessionInput`.
     """
 
     id: str
@@ -146,6 +185,7 @@ class SessionInfo:
     lead_s: float = 0.0
     text_delay_s: float = 0.0
     tokenizer: TextTokenizer | None = None
+    reply: Any = None
 
     def text_time_s(self, frame: int) -> float:
         """When what is written in a frame was said, in seconds from the input's start, >= 0."""
@@ -153,7 +193,10 @@ class SessionInfo:
 
 
 class TextTokenizer(Protocol):
-    """The part of a SentencePiece tokenizer that sinks use."""
+    """The part of a SentencePiece tokenizer that sinks use.
+
+    Numbers below zero stand for pieces of a remote model, whose ids are not known.
+    """
 
     padding_id: int
     word_start_id: int
@@ -196,6 +239,10 @@ class Sink(ABC):
 
     optional: Sequence[str] = ()
     """Graph outputs that it takes where the graph makes them."""
+
+    keeps: ClassVar[bool] = True
+    """False when nothing of a session outlives it here, as with a speaker; others are left out for
+    a session that may not be recorded."""
 
     realtime: ClassVar[bool] = False
     """True when it never waits, such as a speaker; live, others get a thread of their own."""
@@ -311,6 +358,41 @@ class BatchedNode(ABC):
     def failed(self) -> Sequence[int]:
         """Slots whose last step was not finite; asked after outputs were copied to the host."""
         return ()
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether :meth:`snapshot` and :meth:`restore` work; asked after :meth:`open`."""
+        return False
+
+    def snapshot(self, slot: int) -> Any:
+        """Copy what is remembered of the session in ``slot`` to host memory.
+
+        The copy is not changed by later steps, and may be restored any number of times.
+
+        Returns:
+            Containers of tensors and arrays on the host, so that their size can be counted.
+
+        Raises:
+            SessionError: This node cannot.
+        """
+        raise SessionError(
+            "the state of a session cannot be kept", got=f"a {type(self).__name__}, which cannot"
+        )
+
+    def restore(self, slot: int, snapshot: Any, settings: Any) -> None:
+        """Go on with a session in ``slot``, instead of :meth:`join`.
+
+        Args:
+            slot: Any, not only that which it had.
+            snapshot: Of a node of the same options and model.
+            settings: The session's, as for :meth:`join`.
+
+        Raises:
+            SessionError: This node cannot.
+        """
+        raise SessionError(
+            "the state of a session cannot be restored", got=f"a {type(self).__name__}"
+        )
 
     def close(self) -> None:
         """Free what :meth:`open` made."""

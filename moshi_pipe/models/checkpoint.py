@@ -37,6 +37,10 @@ ALL_PARTS: Final = (LM, MIMI, TOKENIZER)
 """What a graph may need of a checkpoint: only these files are looked for."""
 
 MODEL_TYPES: Final = ("moshi", "hibiki", "stt")
+EMBEDDED: Final = "embedded"
+PACKAGED_MODELS: Final = (EMBEDDED, "nano")
+"""Models in the package: the random one, and the small one that was trained."""
+
 RANDOM_SIGNATURE: Final = "random"
 """``model_id.sig`` of a checkpoint whose weights were never trained."""
 
@@ -309,14 +313,17 @@ class _Place:
         if options.path is not None:
             self.folder = Path(options.path).expanduser()
         elif options.repo is None:
-            self.folder = embedded_folder()
+            self.folder = packaged_folder(options.name)
         if self.folder is not None and not self.folder.is_dir():
-            what = "a file" if self.folder.is_file() else "nothing there"
+            is_file = self.folder.is_file()
+            place = f"give the folder that it is in: {self.folder.absolute().parent}"
             raise CheckpointError(
                 f"there is no model folder {self.folder.absolute()}",
-                got=what,
+                got="a file" if is_file else "nothing there",
                 wanted="a folder with config.json and the files that it names",
-                fix="set model.path to the folder, or choose a model by name: model=moshiko",
+                fix=place
+                if is_file
+                else "set model.path to the folder, or choose a model by name: model=moshiko",
             )
 
     def __str__(self) -> str:
@@ -369,8 +376,14 @@ class _Place:
 
 
 def embedded_folder() -> Path:
-    """Folder of the tiny model that comes with the package."""
-    return Path(__file__).resolve().parent.parent / "embedded"
+    """Folder of the tiny model with random weights that comes with the package."""
+    return packaged_folder(EMBEDDED)
+
+
+def packaged_folder(name: str) -> Path:
+    """Folder of a model that comes with the package; other names give the embedded one."""
+    inside = name if name in PACKAGED_MODELS else EMBEDDED
+    return Path(__file__).resolve().parent.parent / inside
 
 
 def _read_config(place: _Place, options: ModelOptions) -> tuple[ModelConfig, tuple[str, ...]]:

@@ -112,7 +112,11 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
         return _inspect_folder(place)
     if place.is_file():
         return _inspect_file(place)
-    raise CheckpointError(f"there is no file or folder {place}", got="nothing there")
+    raise CheckpointError(
+        f"there is no file or folder {place}",
+        got="nothing there",
+        fix="give a model's folder or one of its files; `moshi-pipe check` takes model=NAME",
+    )
 
 
 def inspection_text(found: Inspection) -> str:

@@ -197,6 +197,32 @@ class Codec(Protocol):
 
 
 @runtime_checkable
+class Keeping(Protocol):
+    """What a codec or a language model offers besides, if it can keep sessions without a slot."""
+
+    def snapshot(self, state: State, slot: int) -> Any:
+        """Copy what is remembered of a slot to host memory.
+
+        Args:
+            state: Of an encoder, a decoder or a language model.
+            slot: Which.
+
+        Returns:
+            Containers of tensors and arrays on the host; not changed by later steps.
+        """
+
+    def restore(self, state: State, slot: int, snapshot: Any) -> None:
+        """Put a copy into a slot, whatever it held, to the last bit.
+
+        Args:
+            state: Updated in place; of the same model and kind as that of the copy, perhaps of
+                another number of slots.
+            slot: Any.
+            snapshot: Left as it is.
+        """
+
+
+@runtime_checkable
 class SpeechLM(Protocol):
     """One step of the language model on one already-delayed column of text and codes."""
 

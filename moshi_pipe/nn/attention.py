@@ -52,10 +52,21 @@ class KVRing:
 
     def reset(self, rows: Tensor) -> None:
         """Zero the given slots."""
-        scales = self.key_scales_BHL, self.value_scales_BHL
-        for tensor in (self.keys_BHLE, self.values_BHLE, *scales):
-            if tensor is not None:
-                tensor.index_fill_(0, rows, 0)
+        for tensor in self._tensors():
+            tensor.index_fill_(0, rows, 0)
+
+    def snapshot(self, row: int, length: int) -> list[Tensor]:
+        """Copy the first ``length`` entries of a slot to the host."""
+        return [tensor[row, :, :length].to("cpu", copy=True) for tensor in self._tensors()]
+
+    def restore(self, row: int, snapshot: list[Tensor]) -> None:
+        """Put entries to the front of a slot that holds nothing."""
+        for tensor, held in zip(self._tensors(), snapshot, strict=True):
+            tensor[row, :, : held.shape[1]] = held.to(tensor.device)
+
+    def _tensors(self) -> list[Tensor]:
+        every = (self.keys_BHLE, self.values_BHLE, self.key_scales_BHL, self.value_scales_BHL)
+        return [tensor for tensor in every if tensor is not None]
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/{loaders,compression}.py; D
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from moshi_pipe.nn.seanet import ConvHolder, make_decoder, make_encoder
 from moshi_pipe.nn.transformer import Transformer, TransformerState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -181,11 +181,25 @@ class Mimi(nn.Module):
         if not slots:
             return
         rows = torch.tensor(list(slots), device=self.device)
-        for tensors in [*state.convs, [state.resample]]:
-            for tensor in tensors:
-                tensor.index_fill_(0, rows, 0)
+        for tensor in _contexts(state):
+            tensor.index_fill_(0, rows, 0)
         state.transformer.reset(slots)
         state.fresh_B.index_fill_(0, rows, True)
+
+    def snapshot(self, state: MimiState, slot: int) -> dict[str, Any]:
+        """Copy a slot; see :class:`~moshi_pipe.models.protocols.Keeping`."""
+        return {
+            "convs": [tensor[slot].to("cpu", copy=True) for tensor in _contexts(state)],
+            "transformer": state.transformer.snapshot(slot),
+            "fresh": state.fresh_B[slot].to("cpu", copy=True),
+        }
+
+    def restore(self, state: MimiState, slot: int, snapshot: Mapping[str, Any]) -> None:
+        """Put a copy into a slot; see :class:`~moshi_pipe.models.protocols.Keeping`."""
+        for tensor, held in zip(_contexts(state), snapshot["convs"], strict=True):
+            tensor[slot] = held.to(tensor.device)
+        state.transformer.restore(slot, snapshot["transformer"])
+        state.fresh_B[slot] = bool(snapshot["fresh"])
 
     def _new_state(self, num_slots: int, num_frames: int, *, encoder: bool) -> MimiState:
         seanet = self.encoder if encoder else self.decoder
@@ -204,6 +218,11 @@ class Mimi(nn.Module):
             fresh_B=torch.ones(num_slots, dtype=torch.bool, device=self.device),
             num_frames=num_frames,
         )
+
+
+def _contexts(state: MimiState) -> list[Tensor]:
+    """What convolutions remember, slot axis first."""
+    return [tensor for tensors in [*state.convs, [state.resample]] for tensor in tensors]
 
 
 class _ConvLayout(nn.Module):

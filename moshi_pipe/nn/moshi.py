@@ -203,6 +203,35 @@ class Moshi(nn.Module):
         vectors_RD = self.condition_provider.vectors([wanted, unwanted][:per_slot])
         state.condition_RD[rows] = vectors_RD.to(self.dtype).repeat(len(slots), 1)
 
+    def snapshot(self, state: MoshiState, slot: int) -> dict[str, Any]:
+        """Copy a slot; see :class:`~moshi_pipe.models.protocols.Keeping`.
+
+        The depth transformer's rings are not part of it: every frame rewrites them.
+        """
+        per_slot = state.rows_per_slot
+        rows = range(slot * per_slot, (slot + 1) * per_slot)
+        condition = state.condition_RD
+        return {
+            "temporal": [state.temporal.snapshot(row) for row in rows],
+            "conditions": []
+            if condition is None
+            else [condition[row].to("cpu", copy=True) for row in rows],
+            "recent": state.recent_BW[slot].to("cpu", copy=True),
+        }
+
+    def restore(self, state: MoshiState, slot: int, snapshot: Mapping[str, Any]) -> None:
+        """Put a copy into a slot; see :class:`~moshi_pipe.models.protocols.Keeping`."""
+        per_slot = state.rows_per_slot
+        rows = range(slot * per_slot, (slot + 1) * per_slot)
+        for row, held in zip(rows, snapshot["temporal"], strict=True):
+            state.temporal.restore(row, held)
+        if state.depth is not None:
+            state.depth.reset(rows)
+        if state.condition_RD is not None:
+            for row, held in zip(rows, snapshot["conditions"], strict=True):
+                state.condition_RD[row] = held.to(self.device)
+        state.recent_BW[slot] = snapshot["recent"].to(self.device)
+
     @torch.inference_mode()
     def step(
         self, column_BS: Tensor, valid_B: Tensor, controls: Controls, state: MoshiState

@@ -12,7 +12,7 @@ Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/modules/{transformer,gating}.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from moshi_pipe.nn.linear import Apply, apply_plain
 from moshi_pipe.nn.norm import LayerScale, make_norm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -50,6 +50,23 @@ class TransformerState:
         self.position_B.index_fill_(0, rows, 0)
         for ring in self.rings:
             ring.reset(rows)
+
+    def snapshot(self, row: int) -> dict[str, Any]:
+        """Copy a slot to the host: its position and the filled part of its rings.
+
+        Entries are filled from the front, so that a young session is a small copy.
+        """
+        position = int(self.position_B[row])
+        length = min(position, self.rings[0].keys_BHLE.shape[2]) if self.rings else 0
+        rings = [ring.snapshot(row, length) for ring in self.rings]
+        return {"position": torch.tensor(position), "rings": rings}
+
+    def restore(self, row: int, snapshot: Mapping[str, Any]) -> None:
+        """Put a copy into a slot, whatever it held."""
+        self.reset([row])
+        self.position_B[row] = int(snapshot["position"])
+        for ring, held in zip(self.rings, snapshot["rings"], strict=True):
+            ring.restore(row, held)
 
 
 class Attention(nn.Module):

@@ -34,7 +34,7 @@ class ApartSink(Sink):
         self.plugin = sink.plugin
         self._sink = sink
         self._thread = ThreadPoolExecutor(1, "sink")
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the thread, while it is open
         self._room = threading.BoundedSemaphore(max_waiting)
         self._num_dropped = 0
         self._failure: Exception | None = None
@@ -44,8 +44,13 @@ class ApartSink(Sink):
         return self._sink.outputs(session)
 
     async def open(self, session: SessionInfo) -> None:
-        """Open the other sink."""
-        await self._do(self._sink.open(session))
+        """Open the other sink; one that cannot be opened leaves nothing behind."""
+        self._loop = asyncio.new_event_loop()
+        try:
+            await self._do(self._sink.open(session))
+        except BaseException:
+            self._let_go()
+            raise
 
     async def write(self, packet: Packet) -> None:
         """Queue one packet."""
@@ -61,21 +66,31 @@ class ApartSink(Sink):
         try:
             report = await self._do(self._sink.close(end))
         finally:
-            self._thread.shutdown(wait=False)
-            self._loop.close()
+            self._let_go()
         if self._failure is not None:
             raise self._failure
         return {**report, "dropped_packets": self._num_dropped}
 
     async def _do(self, action: Coroutine[Any, Any, Any]) -> Any:
         """Run on the other thread, after what waits there."""
-        running = asyncio.get_running_loop()
-        return await running.run_in_executor(self._thread, self._loop.run_until_complete, action)
+        running, loop = asyncio.get_running_loop(), self._running()
+        return await running.run_in_executor(self._thread, loop.run_until_complete, action)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise RuntimeError("the sink is not open")
+        return self._loop
+
+    def _let_go(self) -> None:
+        """End the thread, and its loop after what it still does."""
+        loop, self._loop = self._running(), None
+        self._thread.submit(loop.close)
+        self._thread.shutdown(wait=False)
 
     def _write(self, packet: Packet) -> None:
         try:
             if self._failure is None:
-                self._loop.run_until_complete(self._sink.write(packet))
+                self._running().run_until_complete(self._sink.write(packet))
         except Exception as error:  # a sink of a plugin may raise anything
             self._failure = error
         finally:

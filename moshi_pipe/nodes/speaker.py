@@ -42,6 +42,8 @@ class SpeakerSink(Sink):
 
     takes = ("audio",)
     realtime = True
+    keeps = False
+    keeps = False
 
     def __init__(
         self,

@@ -209,8 +209,10 @@ class _Writer:
 
 class _JsonlWriter(_Writer):
     def write(self, word: TimedWord) -> None:
-        tokens = [
-            {"token": t, "piece": piece, "time_s": time_s} for t, piece, time_s in word.tokens
+        tokens: list[dict[str, Any]] = [
+            # A remote model says pieces, and not their ids.
+            ({"token": t} if t >= 0 else {}) | {"piece": piece, "time_s": time_s}
+            for t, piece, time_s in word.tokens
         ]
         record = {"start_s": word.start_s, "end_s": word.end_s, "text": word.text}
         self.append(json.dumps({**record, "tokens": tokens}, ensure_ascii=False) + "\n")

@@ -14,6 +14,7 @@ from moshi_pipe.graph.draw import draw_svg, draw_text
 from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.graph import Graph, Ports, check_graph, model_ports
 from moshi_pipe.models.spec import MOSHI_7B_CONFIG, LMSpec, MimiSpec
+from moshi_pipe.remote.assembly import remote_graph
 
 NAMES = choice_names("graph")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -21,6 +22,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def graph(name: str) -> Graph:
     config: dict[str, Any] = yaml.safe_load((conf_dir() / "graph" / f"{name}.yaml").read_text())
+    if name == "remote":
+        return remote_graph(config, "any")
     lm = LMSpec.from_config(MOSHI_7B_CONFIG)
     return check_graph(config, model_ports(MimiSpec().codec, lm))
 

@@ -112,8 +112,11 @@ def test_options_are_a_structured_config() -> None:
     assert OmegaConf.to_object(config) == ModelOptions(overrides={"context": 5})
 
 
-@pytest.mark.parametrize("path", sorted(MODELS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_model_in_the_config_tree_can_be_planned(path: Path) -> None:
+HERE = sorted(path for path in MODELS.glob("*.yaml") if path.stem != "remote")
+
+
+@pytest.mark.parametrize("path", HERE, ids=lambda path: path.stem)
+def test_every_model_in_the_config_tree_that_runs_here_can_be_planned(path: Path) -> None:
     config = OmegaConf.merge(OmegaConf.structured(ModelOptions), OmegaConf.load(path))
     if path.stem == "local":
         config.path = str(embedded_folder())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from moshi.models import loaders
+from support.reference_server import reference_config
 
 from moshi_pipe.models.checkpoint import ModelConfig, ModelOptions, open_checkpoint
 from moshi_pipe.models.layout import lm_layout, mimi_layout
@@ -27,10 +28,7 @@ NOT_LM = (*FILES, "model_type", "model_id", "lm_gen_config", "stt_config", "dep_
 
 def reference_info(folder: Path) -> Any:
     """The reference's view of a folder: it wants file:// names."""
-    raw = json.loads((folder / "config.json").read_text())
-    raw |= {key: f"file://{folder}/{raw[key]}" for key in FILES if key in raw}
-    path = folder / "config_reference.json"
-    path.write_text(json.dumps(raw))
+    path = reference_config(folder)
     return loaders.CheckpointInfo.from_hf_repo("no/where", config_path=path)
 
 

@@ -251,6 +251,7 @@ class CallSink(Sink):
 
     takes = ("audio",)
     realtime = True
+    keeps = False
 
     def __init__(self, call: Call) -> None:
         self._call = call
