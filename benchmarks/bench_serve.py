@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,16 @@ def main() -> None:
     parser.add_argument("--hostile", type=int, default=3)
     parser.add_argument("--check", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="reruns beside each other")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mp") as name:
         folder = Path(name)
         heard, metrics = serve(folder, args)
         drawn = np.random.default_rng(args.seed).choice(args.clients, args.check, replace=False)
-        different = [int(i) for i in drawn if not same_alone(folder, args, int(i), heard[int(i)])]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            same = list(pool.map(lambda i: same_alone(folder, args, i, heard[i]), drawn.tolist()))
+        different = [int(i) for i, bits in zip(drawn, same, strict=True) if not bits]
     latency = sorted(ms for one in heard for ms in one.latency_ms)
     stats = [s["latency_ms"] for one in heard for s in one.stats() if s["latency_ms"] is not None]
     emit(
