@@ -169,7 +169,7 @@ def make_intake(
     is_opus = audio is AudioFormat.OGG_OPUS
     sample_rate = int(facts["sample_rate"])
     return Intake(
-        make_decoder(audio, rate),
+        make_decoder(audio),
         is_opus=is_opus,
         rate=sample_rate if is_opus else rate,
         sample_rate=sample_rate,

@@ -61,17 +61,12 @@ class Encoder(Protocol):
         """The end: what is left, filled up with silence where a packet must be whole."""
 
 
-def make_decoder(form: AudioFormat, rate: int = SAMPLE_RATE) -> Decoder:
-    """A decoder of one stream.
-
-    Args:
-        form: What comes.
-        rate: Hz of its samples, which are given as they came; Opus always gives 24 kHz.
+def make_decoder(form: AudioFormat) -> Decoder:
+    """A decoder of one stream; samples keep their rate, and Opus always gives 24 kHz.
 
     Raises:
         BackendError: The Opus library is missing.
     """
-    del rate  # who resamples needs to know it, who decodes does not
     return OpusDecoder() if form is AudioFormat.OGG_OPUS else PcmDecoder(form)
 
 

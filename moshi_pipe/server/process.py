@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from moshi_pipe.server.guard import escaped
 from moshi_pipe.server.lane import Lanes, make_memory, map_memory
 from moshi_pipe.server.link import Link, open_link
 
@@ -86,7 +87,8 @@ class EdgeProcess:
         text = os.pread(self._errors, _ERROR_BYTES, max(0, size - _ERROR_BYTES))
         os.close(self._errors)
         self._errors = None
-        return text.decode(errors="replace").strip()
+        lines = text.decode(errors="replace").strip().splitlines()
+        return "\n".join(escaped(line, _ERROR_BYTES) for line in lines)
 
 
 async def start_edge(

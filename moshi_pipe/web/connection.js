@@ -158,7 +158,8 @@ export class Connection {
       const asItShould = !word || word === "done";
       return this.#events.over(asItShould ? null : { code: word, sentence: rest ?? "" });
     }
-    if (code !== 1006) {
+    // Who was too slow for what was sent comes back with the token, like who lost the line.
+    if (code !== 1006 && word !== "too_slow") {
       const known = code === RESTART ? "engine_failed" : word || `closed_${code}`;
       const failure = this.#failure ?? { code: known, sentence: rest ?? "" };
       return this.#events.over(failure);

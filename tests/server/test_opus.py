@@ -103,7 +103,7 @@ def test_split_samples_are_put_together(form: AudioFormat, sizes: list[int]) -> 
 @given(st.lists(st.binary(max_size=50), max_size=20), st.sampled_from(list(AudioFormat)))
 @settings(deadline=None)
 def test_any_bytes_give_finite_samples(parts: list[bytes], form: AudioFormat) -> None:
-    decoder = make_decoder(form, 24000)
+    decoder = make_decoder(form)
     for part in parts:
         samples_N = decoder.push(part)
         assert samples_N.dtype == np.float32
