@@ -261,6 +261,7 @@ def live_session(name: str) -> Session:
     return make_session(name, SessionSettings(), inputs, outputs, inbox_frames=4, outbox_frames=4)
 
 
+@pytest.mark.heavy
 def test_an_hour_of_live_audio_does_not_grow() -> None:
     """45,000 frames on a manual clock: nothing is kept per frame."""
     clock = ManualClock()

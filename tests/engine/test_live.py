@@ -190,6 +190,7 @@ def test_a_frame_knows_its_times() -> None:
     assert times.frames == (("s", 0, 80 * MS),)
 
 
+@pytest.mark.heavy
 def test_an_hour_of_a_model_that_is_too_slow_is_flat() -> None:
     world = World("drop_oldest", inbox_frames=5, cost_ms=90)
     world.keep = False
@@ -272,6 +273,7 @@ def test_fail_ends_the_session_with_the_reason() -> None:
     assert sink.closed is not None
 
 
+@pytest.mark.heavy
 def test_an_hour_through_the_edge_keeps_its_tasks_and_its_rings() -> None:
     clock = ManualClock()
     node = Accumulate()

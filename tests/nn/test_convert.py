@@ -331,6 +331,7 @@ print((max(peak[0], anonymous()) - before) / 1e6)
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("to", ["mlx-q4", "gguf", "torch"])
 def test_converting_takes_some_mb_whatever_the_size(tmp_path: Path, to: str) -> None:
     wide = BASE | {"dim": 1024, "num_layers": 4, "num_heads": 8, "text_card": 8000}

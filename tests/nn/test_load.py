@@ -299,6 +299,7 @@ print((max(peak[0], anonymous()) - before) / 1e6)
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("dtype", "size_mb"), [("bfloat16", 134.2), ("float32", 268.4)])
 def test_loading_holds_no_second_copy(tmp_path: Path, dtype: str, size_mb: float) -> None:
     answer = subprocess.run(

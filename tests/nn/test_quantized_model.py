@@ -251,6 +251,7 @@ print(max(peak[0], anonymous()) - before, stored)
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_the_full_model_is_never_in_memory(tmp_path: Path, name: str) -> None:
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "w.safetensors"), name]
