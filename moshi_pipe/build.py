@@ -22,6 +22,7 @@ from moshi_pipe.engine.session_settings import choose_settings
 from moshi_pipe.engine_keeper import EngineKeeper
 from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
+from moshi_pipe.identity import run_identity
 from moshi_pipe.interrupt import Interrupt
 from moshi_pipe.nodes.apart import ApartSink
 from moshi_pipe.observers import RunObserver
@@ -480,6 +481,8 @@ class _Run:
             verdict=f"{verdict.cause}: {verdict.text}" if self.live and statistics.ticks else None,
             live=engine.lateness.to_dict() if self.live else {},
             totals=totals if self.source.endless else None,
+            signature=run_identity(self.config.composed),
+            timing=_timing(engine, live=self.live),
         )
 
     def _where(self) -> str:
@@ -516,6 +519,17 @@ def _make_output_dir(folder: Path) -> None:
             got=error.strerror or str(error),
             fix="choose another folder: output_dir=FOLDER",
         ) from error
+
+
+def _timing(engine: Engine | RemoteEngine, *, live: bool) -> dict[str, Any]:
+    """How long ticks took, and live also how long answers did."""
+    timing: dict[str, Any] = {
+        "tick": engine.statistics.tick.classes(),
+        "over_time": engine.statistics.series.to_dict(),
+    }
+    if live:
+        timing["answer"] = engine.lateness.answer.classes()
+    return timing
 
 
 def _peak_device_bytes(device: str) -> int | None:
