@@ -140,7 +140,11 @@ class _Run:
         self.latency_ms = self.assembly.latency_ms
         self.records = SessionRecords(
             config.output_dir,
-            {"latency_ms": self.latency_ms, "frame_s": self.assembly.frame_s},
+            {
+                "latency_ms": self.latency_ms,
+                "frame_s": self.assembly.frame_s,
+                "lead_s": self._lead_s(),
+            },
             signature=run_signature(config, self.assembly.files()),
             settings=self.settings,
             nodes=self.schedule.order,
@@ -329,7 +333,7 @@ class _Run:
         if not endless:
             self.order.append(item.id)
         seed = item.seed if item.seed is not None else derive_seed(self.seed, item.id)
-        lead_s = assembly.lead_s if config.lead_s is None else config.lead_s
+        lead_s = self._lead_s()
         formats = assembly.graph.output_formats
         info = SessionInfo(
             id=item.id,
@@ -367,6 +371,11 @@ class _Run:
                 raise
             plan.failure, plan.record = error, False  # what is there is another's
             return plan
+
+    def _lead_s(self) -> float:
+        """Silence before every input, in seconds."""
+        chosen = self.config.lead_s
+        return self.assembly.lead_s if chosen is None else chosen
 
     def _claim(self, item: SessionInput, plan: SessionPlan) -> bool:
         """See to it that a session's files are its own; False when they are there already.
