@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.report_page.compare import run_value, spread
+from moshi_pipe.report_page.compare import spread
 from moshi_pipe.report_page.svg import (
     BOTTOM,
     HEIGHT,
@@ -230,10 +230,10 @@ def metric_strip(groups: Sequence[Group], metric: str) -> str:
         if row.reach:
             parts.append(line(x, y_of(row.reach[0]), x, y_of(row.reach[1]), f"bar g{i}"))
             parts.append(line(x - 9, y_of(row.mean), x + 9, y_of(row.mean), f"bar g{i}"))
-        for value in (run_value(run, metric) for run in group.runs):
-            if value is not None:
-                cx, cy = number(x), number(y_of(value))
-                parts.append(f'<circle class="dot g{i}" cx="{cx}" cy="{cy}" r="3.2"/>')
+        apart = min(8.0, step / (2 * len(row.values)))  # so that equal values are seen
+        for k, value in enumerate(row.values):
+            cx = number(x + apart * (k - (len(row.values) - 1) / 2))
+            parts.append(f'<circle class="dot g{i}" cx="{cx}" cy="{number(y_of(value))}" r="3.2"/>')
     return frame(parts, f"{metric} by configuration", _STRIP_WIDTH, _STRIP_HEIGHT)
 
 
