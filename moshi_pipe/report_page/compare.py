@@ -126,9 +126,11 @@ def spread(runs: Iterable[RunPart], metric: str) -> Spread:
 
 
 def format_number(value: float | None) -> str:
-    """Three digits that count; large numbers whole."""
+    """Three digits that count; whole numbers and large ones without decimals."""
     if value is None:
         return ABSENT
+    if float(value).is_integer():
+        return _minus(value, 0)
     return _minus(value, _decimals(value))
 
 

@@ -203,9 +203,7 @@ def _mean_tick_ms(run: RunPart) -> float | None:
 
 def _metrics_table(found: Study) -> dict[str, Any]:
     """Numbers of each configuration: metrics as rows, or as columns where groups are many."""
-    cells = [
-        [str(spread(group.runs, metric)) for group in found.groups] for metric in found.metrics
-    ]
+    cells = [[_cell(group, metric) for group in found.groups] for metric in found.metrics]
     names = [{"name": name, "unit": found.units.get(name, "")} for name in found.metrics]
     return {
         "wide": len(found.groups) > _COLUMNS_OF_GROUPS,
@@ -214,6 +212,13 @@ def _metrics_table(found: Study) -> dict[str, Any]:
         "by_group": list(zip(*cells, strict=True)),
         "counts": [len(group.runs) for group in found.groups],
     }
+
+
+def _cell(group: Group, metric: str) -> str:
+    """A metric of a configuration; how many runs have it, where some have not."""
+    values = spread(group.runs, metric)
+    some = 0 < len(values.values) < len(group.runs)
+    return f"{values} (n = {len(values.values)})" if some else str(values)
 
 
 def _metric_strips(found: Study) -> list[dict[str, str]]:

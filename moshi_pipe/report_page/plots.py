@@ -37,6 +37,7 @@ _PER_DECADE: Final = 16  # classes of a drawn histogram
 _RESPONSE_BIN_S: Final = 0.16
 _RIDGE: Final = 58.0  # height of one of many histograms
 _RIDGES: Final = 150.0  # and of all, where they are few
+_NOTE: Final = 96.0  # beside a histogram, for what its highest bar is
 _POINTS: Final = 48  # of a line over time
 _SHOW_FRAME_ABOVE: Final = 0.4  # of a frame: below, its line would only flatten the others
 
@@ -93,7 +94,7 @@ def _ridges(
     floor = TOP + tall * len(rows)
     parts = [line(x, TOP, x, floor + 4, "grid") for x, _ in ticks]
     parts += [text(x, floor + 16, words) for x, words in ticks]
-    parts.append(text((LEFT + WIDTH - RIGHT) / 2, floor + 34, name, "name"))
+    parts.append(text((LEFT + WIDTH - _NOTE) / 2, floor + 34, name, "name"))
     if limit is not None:
         parts.append(line(limit[0], TOP - 2, limit[0], floor, "limit"))
         parts.append(text(limit[0], TOP - 4, limit[1]))
@@ -105,9 +106,9 @@ def _ridges(
         parts += [
             path([(top[0][0], base), *top, (top[-1][0], base)], f"area g{i}", closed=True),
             path(top, f"curve g{i}"),
-            line(LEFT, base, WIDTH - RIGHT, base, "axis"),
+            line(LEFT, base, WIDTH - _NOTE, base, "axis"),
             text(LEFT - 8, base - 4, groups[i].letter, "letter", "end"),
-            text(WIDTH - RIGHT, base - 4, f"highest {highest:.3g} {unit}", "tick", "end"),
+            text(WIDTH, base - 4, f"up to {highest:.3g} {unit}", "tick", "end"),
         ]
     return frame(parts, f"Histograms: {name}", height=floor + 40)
 
@@ -185,7 +186,7 @@ def response_histogram(groups: Sequence[Group], times: Mapping[str, Sequence[flo
         return None
     high = max(2.0, min(8.0, max(max(values) for values in known.values())) + _RESPONSE_BIN_S)
     bins = math.ceil(high / _RESPONSE_BIN_S)
-    x_of = _linear_x(0, bins * _RESPONSE_BIN_S)
+    x_of = _linear_x(0, bins * _RESPONSE_BIN_S, _NOTE)
     rows = {}
     for i, values in known.items():
         counts = [0] * bins
@@ -237,12 +238,12 @@ def metric_strip(groups: Sequence[Group], metric: str) -> str:
     return frame(parts, f"{metric} by configuration", _STRIP_WIDTH, _STRIP_HEIGHT)
 
 
-def _linear_x(low: float, high: float) -> Callable[[float], float]:
-    return lambda x: LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+def _linear_x(low: float, high: float, right: float = RIGHT) -> Callable[[float], float]:
+    return lambda x: LEFT + (x - low) / (high - low) * (WIDTH - LEFT - right)
 
 
 def _log_x(low: float, high: float) -> Callable[[float], float]:
-    linear = _linear_x(math.log10(low), math.log10(high))
+    linear = _linear_x(math.log10(low), math.log10(high), _NOTE)
     return lambda x: linear(math.log10(x))
 
 

@@ -136,15 +136,9 @@ def test_a_spread_shows_two_digits_of_its_deviation(values: tuple[float, ...], s
 
 
 def test_numbers_show_three_digits() -> None:
-    numbers = [0.00001, 0.0123, 1.5, 12.34, 123.4, 12345.6]
-    assert [format_number(n) for n in numbers] == [
-        "0.0000",
-        "0.0123",
-        "1.50",
-        "12.3",
-        "123",
-        "12346",
-    ]
+    numbers = [0.00001, 0.0123, 1.5, 12.34, 123.4, 12345.6, 80.0]
+    shown = ["0.0000", "0.0123", "1.50", "12.3", "123", "12346", "80"]
+    assert [format_number(number) for number in numbers] == shown
 
 
 @pytest.mark.parametrize("form", FORMATS)

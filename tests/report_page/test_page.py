@@ -117,6 +117,16 @@ def test_many_configurations_are_rows(tmp_path: Path) -> None:
     assert page.counts.get("audio", 0) == 0
 
 
+def test_a_metric_that_some_runs_lack_says_how_many_have_it(tmp_path: Path) -> None:
+    for seed, value in ((1, 0.1), (2, 0.3), (3, None)):
+        metrics = {"metrics": {"response": {"value": value, "unit": "s"}}}
+        write_run(tmp_path / "s" / str(seed), seed=seed, metrics=metrics)
+
+    assert main(["report", "s", "audio=none"]) == 0
+
+    assert "0.20 ± 0.14 (n = 2)" in " ".join(read_page().text)
+
+
 def test_nothing_from_files_is_taken_for_markup(tmp_path: Path) -> None:
     name = EVIL.replace("/", "_")
     folder = write_run(

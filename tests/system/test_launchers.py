@@ -30,7 +30,7 @@ KILL_AFTER = 4  # finished cells
 LAUNCHERS = {
     "basic": [],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-    "submitit": ["hydra/launcher=submitit_local"],
+    "submitit": ["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=3"],
     "ray": [
         "hydra/launcher=ray",
         "+hydra.launcher.ray.init.num_cpus=2",
