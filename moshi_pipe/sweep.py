@@ -151,7 +151,8 @@ def run_cell(cfg: DictConfig, sweep: Sweep, plugins: Plugins, number: int, words
         )
     )
     cfg.output_dir = str(cell.folder)
-    with cell.held():
+    other = f"cell {cell.number}: another process runs it in {cell.folder}; waiting for that"
+    with cell.held(lambda: _say(other)):
         if cfg.resume and cell.is_finished:
             cell.state, cell.exit_code, cell.kept = "done", 0, True
         else:
@@ -294,6 +295,10 @@ class CellTask:
     def __init__(self, sweep: Sweep) -> None:
         self.__name__ = self.__qualname__ = "moshi_pipe"  # what Hydra takes for a function's name
         self._sweep = sweep
+        self._plugins: Plugins | None = None
+
+    def __reduce__(self) -> tuple[type[CellTask], tuple[Sweep]]:
+        return CellTask, (self._sweep,)  # each process loads plugins of its own
 
     def __call__(self, cfg: DictConfig) -> int:
         """Run a cell.
@@ -303,11 +308,12 @@ class CellTask:
         """
         from hydra.core.hydra_config import HydraConfig
 
-        plugins = load_plugins()
-        store_schemas(plugins.nodes)
+        if self._plugins is None:
+            self._plugins = load_plugins()
+            store_schemas(self._plugins.nodes)
         hydra_cfg = HydraConfig.get()
         words = [str(word) for word in hydra_cfg.overrides.task]
-        code = run_cell(cfg, self._sweep, plugins, int(hydra_cfg.job.num), words)
+        code = run_cell(cfg, self._sweep, self._plugins, int(hydra_cfg.job.num), words)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         return code

@@ -17,7 +17,7 @@ from moshi_pipe.errors import OutputError
 from moshi_pipe.report import read_record, read_report, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 CELL_NAME: Final = "cell.json"
@@ -75,17 +75,24 @@ class Cell:
         )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, waits: Callable[[], None]) -> Iterator[None]:
         """Keep other processes out of the folder; waits while another one has it.
 
         The system lets go when a process ends, however it ends.
+
+        Args:
+            waits: Called before it waits.
         """
         import fcntl
 
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
             with suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waits()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
@@ -116,6 +123,8 @@ def claim(cell: Cell) -> Cell:
             return cell
     number = int(cell.folder.name)
     while not _take(cell, sweep_dir / str(number)):
+        if read_record(sweep_dir / str(number) / CELL_NAME).get("key") == cell.key:
+            break  # another process was faster
         number += 1
     cell.folder = sweep_dir / str(number)
     return cell

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +13,7 @@ import pytest
 from support.audio import write_babble
 
 from moshi_pipe.cli import main
+from moshi_pipe.sweep import CellTask, Sweep
 from moshi_pipe.sweep_cells import Cell, claim, read_cells
 
 if TYPE_CHECKING:
@@ -205,3 +209,41 @@ def test_a_damaged_cell_is_no_cell(tmp_path: Path) -> None:
         (tmp_path / name / "cell.json").write_text(text, encoding="utf-8")
 
     assert read_cells(tmp_path) == []
+
+
+def test_a_cell_that_another_process_took_meanwhile_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(Cell(tmp_path / "0", key="a", signature="a", number=1))
+    monkeypatch.setattr("moshi_pipe.sweep_cells.read_cells", lambda _: [])  # as it looked before
+
+    cell = claim(Cell(tmp_path / "0", key="a", signature="a", number=1))
+
+    assert cell.folder.name == "0"
+
+
+def test_a_cell_that_another_process_runs_is_waited_for(tmp_path: Path) -> None:
+    cell = claim(Cell(tmp_path / "0", key="a", signature="a", number=1))
+    code = (
+        "import fcntl, os, sys\n"
+        "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\nsys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(cell.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        waited = []
+
+        def let_go() -> None:
+            waited.append(True)
+            other.kill()
+
+        with cell.held(let_go):
+            assert waited == [True]
+
+
+def test_the_task_of_a_launcher_can_be_pickled(tmp_path: Path) -> None:
+    task = pickle.loads(pickle.dumps(CellTask(Sweep(tmp_path, ("-m", "seed=1,2"), 2, ("seed",)))))
+
+    assert task.__name__ == "moshi_pipe"
