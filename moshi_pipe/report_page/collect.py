@@ -196,10 +196,12 @@ def _read_session(run: RunPart, listed: Mapping[str, Any]) -> SessionPart:
     if status == "skipped":  # it was done by an earlier run in this folder
         status = str(record.get("status", "skipped"))
     part = SessionPart(session_id, status, record)
-    _find_files(run, part)
-    measured = _inside(run.folder, f"{session_id}{METRICS_END}")
-    if measured is not None and measured.is_file():
-        _read_metrics(run, part, read_record(measured), measured.name)
+    measured = _find_files(run, part)
+    beside = _inside(run.folder, f"{session_id}{METRICS_END}")
+    if beside is not None and beside.is_file():
+        measured.append(beside)
+    for path in dict.fromkeys(measured):
+        _read_metrics(run, part, read_record(path), path.name)
     if record.get("error"):
         part.problems.append(str(record["error"]).splitlines()[0])
     return part
@@ -211,25 +213,29 @@ def _inside(folder: Path, name: str) -> Path | None:
     return path if path.is_relative_to(folder) and "\0" not in name else None
 
 
-def _find_files(run: RunPart, part: SessionPart) -> None:
-    """Find what the sinks wrote: audio of either side, and words."""
+def _find_files(run: RunPart, part: SessionPart) -> list[Path]:
+    """Find what the sinks wrote: audio of either side, and words; returns files of metrics."""
     lead_s = _number(part.record.get("lead_s")) or 0.0
+    measured = []
     for label, said in _mapping(part.record.get("sinks")).items():
         said = _mapping(said)
         files = [_moved(run, str(file)) for file in _list(said.get("files"))]
+        output = str(run.config.get(f"sink.{label}.output", ""))
         for path in files:
             if not path.is_file():
                 part.problems.append(f"{path.name} is not there")
+            elif path.name.endswith(METRICS_END):
+                measured.append(path)
             elif said.get("sink") == "file":
                 stereo = run.config.get(f"sink.{label}.stereo") is True
-                output = str(run.config.get(f"sink.{label}.output", "audio"))
                 _add_sounds(part, path, stereo, output, lead_s)
             elif path.suffix == ".jsonl" and said.get("sink") == "transcript":
-                side = "user" if str(run.config.get(f"sink.{label}.output")) == "user" else "model"
+                side = "user" if output.startswith("user") else "model"
                 part.words.setdefault(side, []).extend(_read_words(path, part.problems))
     if "user" not in part.sounds:
         _add_input(part)
     part.problems += [f"the audio of the {side} is not here" for side in _silent_sides(part)]
+    return measured
 
 
 def _silent_sides(part: SessionPart) -> list[str]:
@@ -300,6 +306,17 @@ def _read_metrics(run: RunPart, part: SessionPart, found: Mapping[str, Any], nam
     for side, spans in _mapping(found.get("turns")).items():
         if side in SIDES:
             part.turns[side] = sorted(_spans(_list(spans)))
+    for side, words in _mapping(found.get("words")).items():
+        if side in SIDES and side not in part.words:  # a transcript of its own knows as much
+            part.words[side] = list(_listed_words(_list(words)))
+
+
+def _listed_words(words: Iterable[Any]) -> Iterator[Word]:
+    """Words as begin, end and text; what is none is left out."""
+    for word in words:
+        if isinstance(word, list) and len(word) == 3 and isinstance(word[2], str):
+            for span in _spans([word[:2]]):
+                yield Word(*span, word[2])
 
 
 def _spans(spans: Iterable[Any]) -> Iterator[tuple[float, float]]:

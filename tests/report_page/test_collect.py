@@ -40,6 +40,24 @@ def test_a_run_is_read_with_its_sides_words_and_metrics(tmp_path: Path) -> None:
     assert (run.problems, session.problems) == ([], [])
 
 
+def test_metrics_are_found_where_their_sink_wrote_them_with_words_of_the_user(
+    tmp_path: Path,
+) -> None:
+    folder = write_run(tmp_path / "a", words=[(2.4, 2.8, "hello")])
+    elsewhere = folder / "measured" / "t.metrics.json"
+    elsewhere.parent.mkdir()
+    words = {"user": [[0.0, 0.4, "hi"], [1, 0, "no"], ["x"]], "model": [[9.0, 9.5, "later"]]}
+    elsewhere.write_text(json.dumps({"metrics": {"m": 1}, "words": words}), encoding="utf-8")
+    run = json.loads((folder / "run.json").read_text())
+    run["sessions"][0]["sinks"]["metrics"] = {"sink": "metrics", "files": [str(elsewhere)]}
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+
+    (session,) = collect([tmp_path / "a"])[0].sessions
+
+    assert session.metrics == {"m": 1.0}
+    assert session.words == {"user": [Word(0.0, 0.4, "hi")], "model": [Word(2.4, 2.8, "hello")]}
+
+
 def test_cells_of_a_sweep_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 2, 1):
         write_run(tmp_path / "sweep" / str(number), seed=number)
