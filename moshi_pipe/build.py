@@ -22,6 +22,7 @@ from moshi_pipe.engine.session_settings import choose_settings
 from moshi_pipe.engine_keeper import EngineKeeper
 from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError, OutputError
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
+from moshi_pipe.identity import run_identity
 from moshi_pipe.interrupt import Interrupt
 from moshi_pipe.nodes.apart import ApartSink
 from moshi_pipe.observers import RunObserver
@@ -139,7 +140,11 @@ class _Run:
         self.latency_ms = self.assembly.latency_ms
         self.records = SessionRecords(
             config.output_dir,
-            {"latency_ms": self.latency_ms, "frame_s": self.assembly.frame_s},
+            {
+                "latency_ms": self.latency_ms,
+                "frame_s": self.assembly.frame_s,
+                "lead_s": self._lead_s(),
+            },
             signature=run_signature(config, self.assembly.files()),
             settings=self.settings,
             nodes=self.schedule.order,
@@ -328,7 +333,7 @@ class _Run:
         if not endless:
             self.order.append(item.id)
         seed = item.seed if item.seed is not None else derive_seed(self.seed, item.id)
-        lead_s = assembly.lead_s if config.lead_s is None else config.lead_s
+        lead_s = self._lead_s()
         formats = assembly.graph.output_formats
         info = SessionInfo(
             id=item.id,
@@ -366,6 +371,11 @@ class _Run:
                 raise
             plan.failure, plan.record = error, False  # what is there is another's
             return plan
+
+    def _lead_s(self) -> float:
+        """Silence before every input, in seconds."""
+        chosen = self.config.lead_s
+        return self.assembly.lead_s if chosen is None else chosen
 
     def _claim(self, item: SessionInput, plan: SessionPlan) -> bool:
         """See to it that a session's files are its own; False when they are there already.
@@ -480,6 +490,8 @@ class _Run:
             verdict=f"{verdict.cause}: {verdict.text}" if self.live and statistics.ticks else None,
             live=engine.lateness.to_dict() if self.live else {},
             totals=totals if self.source.endless else None,
+            signature=run_identity(self.config.composed),
+            timing=_timing(engine, live=self.live),
         )
 
     def _where(self) -> str:
@@ -516,6 +528,17 @@ def _make_output_dir(folder: Path) -> None:
             got=error.strerror or str(error),
             fix="choose another folder: output_dir=FOLDER",
         ) from error
+
+
+def _timing(engine: Engine | RemoteEngine, *, live: bool) -> dict[str, Any]:
+    """How long ticks took, and live also how long answers did."""
+    timing: dict[str, Any] = {
+        "tick": engine.statistics.tick.classes(),
+        "over_time": engine.statistics.series.to_dict(),
+    }
+    if live:
+        timing["answer"] = engine.lateness.answer.classes()
+    return timing
 
 
 def _peak_device_bytes(device: str) -> int | None:

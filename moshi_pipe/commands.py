@@ -171,6 +171,19 @@ def _repeat(words: Sequence[str]) -> int:
     return run_in_terminal(resolve(load_written(written, overrides), plugins.nodes), plugins)
 
 
+def _report(words: Sequence[str]) -> int:
+    """Write a page and a table about runs."""
+    from moshi_pipe.report_page.command import report_command
+
+    return report_command(words)
+
+
+def _report_details() -> str:
+    from moshi_pipe.report_page.command import details
+
+    return details()
+
+
 def _client(words: Sequence[str]) -> int:
     """Talk to a server: microphone and speaker, or what the words choose."""
     overrides, others = split_words(words)
@@ -309,6 +322,13 @@ BUILTIN: Final = {
             "run again what an earlier run's config.yaml says, into a folder `repeat` beside it",
             _repeat,
             "FILE [key=value ...]",
+        ),
+        Command(
+            "report",
+            "a page and a table about runs and sweeps: metrics, plots, timelines, audio",
+            _report,
+            "DIR ... [out=report.html] [audio=opus] [key=value ...]",
+            _report_details,
         ),
         Command(
             "client",

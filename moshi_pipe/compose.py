@@ -161,7 +161,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         max_tail_s=values.max_tail_s,
         first_frame=values.first_frame,
         conditions=values.conditions,
-        composed=to_yaml(_with_whole_paths(cfg)),
+        composed=written_yaml(cfg),
         remote=remote,
     )
 
@@ -227,6 +227,11 @@ def _with_whole_paths(cfg: DictConfig) -> DictConfig:
             whole = os.path.abspath(os.path.expanduser(text))
             OmegaConf.update(copy, key, escape_interpolation(whole))
     return copy
+
+
+def written_yaml(cfg: DictConfig) -> str:
+    """The configuration as a run writes it beside its results, with whole paths."""
+    return to_yaml(_with_whole_paths(cfg))
 
 
 def to_yaml(cfg: DictConfig) -> str:

@@ -37,7 +37,8 @@ FLAGS: Final = {
     "--verbose": "show the traceback of an error; those of sessions are in their .session.json",
     "--cfg": "`--cfg job` prints the configuration and runs nothing",
     "--info": "what Hydra knows: defaults, searchpath, plugins",
-    "--multirun": "-m: run once per combination: `-m seed=1,2`; results in output_dir/0, 1 ...",
+    "--multirun": "-m: run once per combination: `-m seed=1,2`, into output_dir/0, 1 ...; the same "
+    "words again go on with a sweep that was cut",
     "-p": "`-p no:NAME` leaves a plugin out; see `moshi-pipe plugins`",
     "--plugins-dir": "a folder whose .py files are plugins",
     "--config-dir": "a folder of your own configs, in the shape of ours",

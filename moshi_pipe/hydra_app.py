@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from moshi_pipe.compose import resolve, store_schemas
 from moshi_pipe.config_errors import explain, is_ours_to_explain
 from moshi_pipe.config_files import conf_dir
-from moshi_pipe.errors import MoshiPipeError, SessionError
+from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError
 from moshi_pipe.overrides import MULTIRUN_FLAGS, prepare, split_words
 from moshi_pipe.plugins import load_plugins
-from moshi_pipe.report import INTERRUPTED
+from moshi_pipe.sweep import CellTask, Watcher, plan_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from moshi_pipe.plugins import Plugins
+
+_QUESTIONS: Final = ("-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 
 
 def run_app(words: Sequence[str]) -> int:
@@ -30,12 +32,11 @@ def run_app(words: Sequence[str]) -> int:
         words: Overrides and Hydra's flags.
 
     Returns:
-        The exit code; in a multirun that of the jobs that failed.
+        The exit code; of a sweep, that of the cells that failed.
 
     Raises:
         MoshiPipeError: The configuration is wrong, or the only job failed.
     """
-    import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -43,12 +44,11 @@ def run_app(words: Sequence[str]) -> int:
     store_schemas(plugins.nodes)
     overrides, flags = split_words(words)
     prepared = prepare([*overrides, *flags])  # Hydra reads no override after a flag
-    multirun = any(word in MULTIRUN_FLAGS for word in words)
-    jobs = _Jobs(plugins, multirun)
-    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(jobs)
     try:
-        with _hydra_environment(prepared):
-            app()
+        if not any(word in MULTIRUN_FLAGS for word in words):
+            return _run_one(prepared, plugins)
+        _refuse_questions(words)
+        return _run_sweep(prepared, words)
     except (HydraException, OmegaConfBaseException) as error:
         raise plugins.blame(explain(error, prepared)) from error
     except ValueError as error:
@@ -57,72 +57,88 @@ def run_app(words: Sequence[str]) -> int:
         raise explain(error, prepared) from error
     except SystemExit as error:  # Hydra's way to end --cfg, --info and completion
         return error.code if isinstance(error.code, int) else 0
-    return jobs.exit_code()
 
 
-class _Jobs:
-    """What Hydra calls once per job; keeps what became of each.
+def _run_one(prepared: Sequence[str], plugins: Plugins) -> int:
+    """Run what the words describe.
 
-    Errors are kept, not raised: Hydra would wrap the error in a text of its own, and a sweep would
-    end with its first failure.
+    Raises:
+        MoshiPipeError: It failed.
     """
+    job = _Job(plugins)
+    _hydra(job, prepared)
+    if job.error is not None:
+        raise job.error
+    return job.code
 
-    def __init__(self, plugins: Plugins, multirun: bool) -> None:
+
+def _refuse_questions(words: Sequence[str]) -> None:
+    """Refuse what shows one configuration, where there are many.
+
+    Raises:
+        ConfigError: Names the flag.
+    """
+    for word in words:
+        if word.partition("=")[0] in _QUESTIONS:
+            raise ConfigError(f"{word} is about one run", got="-m", fix=f"leave -m or {word} out")
+
+
+def _run_sweep(prepared: Sequence[str], words: Sequence[str]) -> int:
+    """Run once per combination; returns the exit code that its failed cells have.
+
+    Raises:
+        BackendError: The launcher failed, such as when its worker was killed.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    sweep = plan_sweep(*split_words(prepared), words)
+    watcher = Watcher(sweep)
+    try:
+        with watcher.watching():
+            _hydra(CellTask(sweep), prepared)
+    except (MoshiPipeError, HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:
+        if not watcher.cells():
+            raise
+        raise BackendError(
+            "the launcher of the sweep failed",
+            got=f"{type(error).__name__}: {error}",
+            fix="the same command again: finished cells are kept",
+        ) from error
+    sys.stderr.write(f"{watcher.summary()}\n")
+    return watcher.exit_code()
+
+
+def _hydra(task: _Job | CellTask, prepared: Sequence[str]) -> int:
+    """Give Hydra the words; it calls the task once, or once per cell."""
+    import hydra
+
+    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
+    with _hydra_environment(prepared):
+        app()
+    return 0
+
+
+class _Job:
+    """What Hydra calls for a run; keeps its error, which Hydra would wrap in a text of its own."""
+
+    def __init__(self, plugins: Plugins) -> None:
         self.__name__ = self.__qualname__ = "moshi_pipe"  # what Hydra takes for a function's name
         self._plugins = plugins
-        self._multirun = multirun
-        self._process = os.getpid()
-        self._codes: list[int] = []
-        self._error: Exception | None = None
+        self.code = 0
+        self.error: Exception | None = None
 
     def __call__(self, cfg: DictConfig) -> int:
         try:
-            code = run_job(cfg, self._plugins)
+            config = resolve(cfg, self._plugins.nodes)
+            from moshi_pipe.terminal_run import run_in_terminal
+
+            self.code = run_in_terminal(config, self._plugins)
         except Exception as error:
-            if os.getpid() != self._process:  # a launcher's worker: Hydra carries the error home
-                raise
-            code = error.exit_code if isinstance(error, MoshiPipeError) else 1
-            if self._multirun:
-                sys.stderr.write(f"moshi-pipe: job {len(self._codes)}: {error}\n")
-            else:
-                self._error = error
-        self._codes.append(code)
-        if self._multirun and code == INTERRUPTED:
-            raise KeyboardInterrupt  # ends the sweep, not this job alone
-        return code
-
-    def exit_code(self) -> int:
-        """The code that all failed jobs share, else that of a failed session.
-
-        Raises:
-            Exception: What the only job raised.
-        """
-        if self._error is not None:
-            raise self._error
-        failed = {code for code in self._codes if code}
-        if not failed:
-            return 0
-        return failed.pop() if len(failed) == 1 else SessionError.exit_code
-
-
-def run_job(cfg: DictConfig, plugins: Plugins) -> int:
-    """Check one composed configuration and run it.
-
-    In a multirun each job writes into a folder of its own, ``output_dir/0``, ``output_dir/1`` ...
-
-    Raises:
-        MoshiPipeError: It cannot run.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    hydra_cfg = HydraConfig.get()
-    if hydra_cfg.mode == RunMode.MULTIRUN:
-        cfg.output_dir = os.path.join(cfg.output_dir, str(hydra_cfg.job.num))
-    config = resolve(cfg, plugins.nodes)
-    from moshi_pipe.terminal_run import run_in_terminal
-
-    return run_in_terminal(config, plugins)
+            self.error = error
+        return self.code
 
 
 @contextmanager

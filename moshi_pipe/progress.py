@@ -199,12 +199,16 @@ class PlainUI(SilentUI):
 
 
 class TerminalUI(PlainUI):
-    """Bars for each session and for all, then a table."""
+    """Bars for each session and for all, then a table.
 
-    def __init__(self) -> None:
+    Args:
+        out: Where the table goes; standard output by default.
+    """
+
+    def __init__(self, out: TextIO | None = None) -> None:
         from rich.console import Console
 
-        super().__init__()
+        super().__init__(out=out)
         self._console = Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
@@ -294,9 +298,9 @@ def _write(stream: TextIO, text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def choose_ui() -> UI:
-    """Bars when standard error is a terminal, else lines."""
-    return TerminalUI() if sys.stderr.isatty() else PlainUI()
+def choose_ui(out: TextIO | None = None) -> UI:
+    """Bars when standard error is a terminal, else lines; ``out`` takes the closing report."""
+    return TerminalUI(out) if sys.stderr.isatty() else PlainUI(out=out)
 
 
 def session_line(report: SessionReport) -> str:

@@ -149,6 +149,8 @@ class RunReport:
         live: Live: the numbers behind the verdict.
         quant: How linear weights were stored, in one line; None where they were of ``dtype``.
         totals: Of all sessions of a source without end; None for others.
+        signature: Identifies the configuration, wherever it runs.
+        timing: How long ticks took, as classes and over the run.
     """
 
     model: str
@@ -175,6 +177,8 @@ class RunReport:
     live: dict[str, Any] = field(default_factory=dict)
     quant: str | None = None
     totals: SessionTotals | None = None
+    signature: str = ""
+    timing: dict[str, Any] = field(default_factory=dict)
 
     @property
     def speed(self) -> float:

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.errors import ConfigError, OutputError
+from moshi_pipe.errors import OutputError
+from moshi_pipe.identity import PACE, file_stamp, read_composed
 from moshi_pipe.report import read_record, read_report, versions
 
 if TYPE_CHECKING:
@@ -22,13 +23,7 @@ _SEED_BITS: Final = 63
 
 # Keys that change where results go or how fast they are made, not what they are.
 _NOT_IN_SIGNATURE: Final = ("output_dir", "resume", "experiment", "hydra")
-_NOT_IN_SIGNATURE_OF: Final = {
-    "source": ("path",),
-    "engine": (
-        *("inbox_frames", "outbox_frames"),
-        *("late", "max_lag_ms", "budget_ms", "min_interval_ms", "admit_ms", "restarts"),
-    ),
-}
+_NOT_IN_SIGNATURE_OF: Final = {"source": ("path",), "engine": PACE}
 
 # What a source may say of a session that shapes its result.
 _IDENTITY: Final = ("path", "start_s", "duration_s", "channel")
@@ -51,31 +46,19 @@ def choose_seed(config: RunConfig, *, live: bool) -> int:
 
 def run_signature(config: RunConfig, files: Sequence[Path]) -> str:
     """Hash of everything that shapes every session's results: configuration, model, version."""
-    from omegaconf import OmegaConf
-
-    composed = OmegaConf.to_container(OmegaConf.create(config.composed))
-    if not isinstance(composed, dict):
-        raise ConfigError("the composed configuration is no mapping")
+    composed = read_composed(config.composed)
     kept = {k: v for k, v in composed.items() if k not in _NOT_IN_SIGNATURE}
     for group, keys in _NOT_IN_SIGNATURE_OF.items():
         kept[group] = {k: v for k, v in (kept.get(group) or {}).items() if k not in keys}
-    stamp = [kept, [_file_stamp(path) for path in files], versions()["moshi-pipe"]]
+    stamp = [kept, [file_stamp(path) for path in files], versions()["moshi-pipe"]]
     return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _file_stamp(path: Path) -> list[int]:
-    """Size and time of a file; nothing where there is none."""
-    with suppress(OSError):
-        status = path.stat()
-        return [status.st_size, status.st_mtime_ns]
-    return []
 
 
 def session_signature(signature: str, meta: Mapping[str, Any], seed: int) -> str:
     """Identifies configuration and input: a changed file or key makes results anew."""
     stamp = [signature, seed, [meta.get(name) for name in _IDENTITY]]
     if "path" in meta:
-        stamp.append(_file_stamp(Path(meta["path"])))
+        stamp.append(file_stamp(Path(meta["path"])))
     return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
 
 

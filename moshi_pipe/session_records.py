@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from moshi_pipe.engine.lateness import TickTimes
     from moshi_pipe.graph.node import SessionSettings, Sink
 
+_PART: Final = ("start_s", "duration_s", "channel")
+"""What a source may say of which part of its file a session is."""
+
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -143,6 +146,7 @@ class SessionRecords:
         record = {
             **asdict(report),
             **self._shared,
+            "part": {name: result.meta[name] for name in _PART if name in result.meta},
             "signature": self.signature(result.meta, result.seed),
             "settings": asdict(settings),
             "rings": result.counters,

@@ -13,6 +13,7 @@ from moshi_pipe.progress import PlainUI, choose_ui
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TextIO
 
     from moshi_pipe.config import RunConfig
     from moshi_pipe.graph.node import Source
@@ -22,15 +23,23 @@ if TYPE_CHECKING:
 _PACKAGE: Final = "moshi_pipe"
 
 
-def run_in_terminal(config: RunConfig, plugins: Plugins) -> int:
+def run_in_terminal(
+    config: RunConfig, plugins: Plugins, *, log: TextIO | None = None, quiet: bool = False
+) -> int:
     """Run a configuration and show a person how it goes; returns the exit code.
+
+    Args:
+        config: Typed and checked.
+        plugins: Nodes, backends and observers.
+        log: Takes the closing report; None shows it.
+        quiet: Let the log take everything, and show nothing.
 
     Raises:
         MoshiPipeError: As :func:`run_config`.
     """
     source: Source = config.source.make()
     with native_noise_apart() if source.live else nullcontext():
-        ui = _choose_ui(source)
+        ui = PlainUI(log, log) if quiet else _choose_ui(source, log)
         try:
             with _messages_to(ui):
                 return run_config(config, ui, plugins, source).exit_code
@@ -38,11 +47,11 @@ def run_in_terminal(config: RunConfig, plugins: Plugins) -> int:
             ui.close()
 
 
-def _choose_ui(source: Source) -> UI:
+def _choose_ui(source: Source, log: TextIO | None) -> UI:
     """A view of one conversation, lines about many, or bars of recordings."""
     if source.endless:
         return PlainUI()
-    return choose_live_ui(source.keys()) if source.live else choose_ui()
+    return choose_live_ui(source.keys()) if source.live else choose_ui(log)
 
 
 @contextmanager

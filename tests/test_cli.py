@@ -213,7 +213,7 @@ def test_a_multirun_goes_on_after_a_failed_job(
     assert main(["-m", "source.path=a.wav,b.wav"]) == 3
 
     assert len(build.configs) == 2
-    assert "job 1: cannot read a.wav" in capsys.readouterr().err
+    assert "[2/2] source.path='b.wav': failed: cannot read a.wav" in capsys.readouterr().err
 
 
 def test_cfg_job_prints_the_configuration_and_runs_nothing(

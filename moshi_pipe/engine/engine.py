@@ -379,6 +379,7 @@ class Engine:
         statistics.rows += n
         statistics.frames += len(times.frames)
         statistics.tick.add(times.end_ns - times.start_ns)
+        statistics.series.add(times.end_ns - times.start_ns)
         if self._capacity is not None:
             self._capacity.add(n, times.end_ns - times.start_ns)
         for name, (begin_ns, end_ns) in zip(self._schedule.order, times.nodes, strict=True):

@@ -12,6 +12,8 @@ from moshi_pipe.units import NS_PER_MS
 _PER_DECADE: Final = 48
 _BOUNDS_NS: Final = tuple(round(1000 * 10 ** (i / _PER_DECADE)) for i in range(8 * _PER_DECADE + 1))
 
+_WINDOWS: Final = 256
+
 
 class Histogram:
     """Durations in logarithmic classes; fixed size."""
@@ -39,6 +41,15 @@ class Histogram:
                 return min(_BOUNDS_NS[i], self.max_ns) if i < len(_BOUNDS_NS) else self.max_ns
         return 0
 
+    def classes(self) -> list[tuple[float, int]]:
+        """Upper bound in ms and count of each class that is not empty, shortest first."""
+        bounds = (*_BOUNDS_NS, max(self.max_ns, _BOUNDS_NS[-1]))
+        return [
+            (round(bound / NS_PER_MS, 4), count)
+            for bound, count in zip(bounds, self._counts, strict=True)
+            if count
+        ]
+
     def to_dict(self) -> dict[str, float]:
         """Count; sum, mean, percentiles and maximum in ms."""
         mean = self.total_ns / self.count if self.count else 0
@@ -53,6 +64,40 @@ class Histogram:
         return {"count": self.count} | {k: round(v / NS_PER_MS, 4) for k, v in values.items()}
 
 
+class Series:
+    """A growing series in equal windows; fixed size, windows double when they fill."""
+
+    def __init__(self) -> None:
+        self._size = 1
+        self._means: list[float] = []
+        self._most: list[int] = []
+        self._sum = self._max = self._count = 0
+
+    def add(self, duration_ns: int) -> None:
+        """Append a duration."""
+        self._sum += duration_ns
+        self._max = max(self._max, duration_ns)
+        self._count += 1
+        if self._count < self._size:
+            return
+        self._means.append(self._sum / self._count)
+        self._most.append(self._max)
+        self._sum = self._max = self._count = 0
+        if len(self._means) == _WINDOWS:
+            pairs = zip(self._means[::2], self._means[1::2], strict=True)
+            self._means = [(a + b) / 2 for a, b in pairs]
+            self._most = [max(pair) for pair in zip(self._most[::2], self._most[1::2], strict=True)]
+            self._size *= 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ticks per window; mean and maximum of each window that is full, in ms."""
+        return {
+            "ticks_per_window": self._size,
+            "mean_ms": [round(mean / NS_PER_MS, 4) for mean in self._means],
+            "max_ms": [round(most / NS_PER_MS, 4) for most in self._most],
+        }
+
+
 @dataclass(slots=True)
 class EngineStatistics:
     """What an engine did.
@@ -60,6 +105,7 @@ class EngineStatistics:
     Attributes:
         nodes: Time per tick and node.
         tick: Time per tick, copies included.
+        series: The same over the run.
         overhead: Time per tick outside of nodes: copies, rings and accounts.
         ticks: Ticks.
         frames: Frames over all sessions.
@@ -69,6 +115,7 @@ class EngineStatistics:
 
     nodes: dict[str, Histogram] = field(default_factory=dict)
     tick: Histogram = field(default_factory=Histogram)
+    series: Series = field(default_factory=Series)
     overhead: Histogram = field(default_factory=Histogram)
     ticks: int = 0
     frames: int = 0

@@ -233,6 +233,7 @@ class RemoteEngine:
         self.statistics.frames += 1
         self.statistics.rows += 1
         self.statistics.tick.add(took_ns)
+        self.statistics.series.add(took_ns)
         self.statistics.nodes[NODE].add(took_ns)
         if self._options.live:
             for late in self.lateness.add(times):

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moshi_pipe.engine.statistics import EngineStatistics, Histogram
+from moshi_pipe.engine.statistics import EngineStatistics, Histogram, Series
 
 
 @given(st.lists(st.integers(1000, 10**11), min_size=1, max_size=200), st.sampled_from([50, 90, 99]))
@@ -74,3 +74,31 @@ def test_nothing_measured_is_zero_and_size_stays() -> None:
 
     assert sys.getsizeof(histogram._counts) == size
     assert EngineStatistics().to_dict()["frames"] == 0
+
+
+def test_classes_count_every_duration_once() -> None:
+    histogram = Histogram()
+    for ms in (1.0, 1.0, 50.0, 200_000.0):
+        histogram.add(round(ms * 1e6))
+
+    classes = histogram.classes()
+
+    assert [count for _, count in classes] == [2, 1, 1]
+    assert [bound for bound, _ in classes] == pytest.approx([1.0, 50.0, 200_000.0], rel=0.05)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 10**9), max_size=3000))
+def test_a_series_keeps_means_and_maxima_of_equal_windows(durations: list[int]) -> None:
+    series = Series()
+    for duration in durations:
+        series.add(duration)
+
+    kept = series.to_dict()
+
+    size, count = kept["ticks_per_window"], len(kept["mean_ms"])
+    assert count < 256
+    assert len(durations) - size < size * count <= len(durations)
+    windows = [durations[i * size : (i + 1) * size] for i in range(count)]
+    assert kept["max_ms"] == pytest.approx([max(w) / 1e6 for w in windows], abs=1e-4)
+    assert kept["mean_ms"] == pytest.approx([sum(w) / size / 1e6 for w in windows], abs=1e-3)

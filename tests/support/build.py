@@ -23,7 +23,7 @@ class FakeBuild:
     error: BaseException | None = None
     exit_code: int = 0
 
-    def run_in_terminal(self, config: RunConfig, plugins: Any) -> int:
+    def run_in_terminal(self, config: RunConfig, plugins: Any, **_: Any) -> int:
         self.configs.append(config)
         if self.error is not None:
             raise self.error

@@ -1,0 +1,1 @@
+"""A page and a table about runs: ``moshi-pipe report``."""
