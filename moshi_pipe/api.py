@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from moshi_pipe.graph.schedule import Schedule
 
 
-_OF_RUNS = ("source", "sink", "output_dir", "resume", "seed", "experiment")
+_OF_RUNS = ("source", "sink", "metric", "output_dir", "resume", "seed", "experiment")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ NODES: Final = (
     ("sink", "file", "file_sink:FileSink", "FileSinkOptions"),
     ("sink", "transcript", "transcript_sink:TranscriptSink", "TranscriptSinkOptions"),
     ("sink", "codes", "codes_sink:CodesSink", "CodesSinkOptions"),
+    ("sink", "metrics", "metrics_sink:MetricsSink", "MetricsSinkOptions"),
 )
 """Every node in :mod:`moshi_pipe.nodes`: kind, name, class, and options in its ``options``."""
 

@@ -101,6 +101,34 @@ class CodesSinkOptions:
 
 
 @dataclass
+class MetricsSinkOptions:
+    """What is measured, and what counts as speech.
+
+    Attributes:
+        path: Name of the file under ``output_dir``, without ``.metrics.json``.
+        turns: When each side speaks, and how the floor passes between them.
+        words: How much is said, and how fast.
+        tokens: Entropy and padding of the tokens that the model makes.
+        codec: What a codec loses: for a graph that is a codec's round trip.
+        vad: What tells speech from silence: ``silero``, ``energy``, or ``auto``, which is silero
+            where it is installed.
+        min_silence_ms: Shorter silence ends no stretch of speech.
+        min_speech_ms: Shorter sounds are no speech.
+        threshold: Silero's probability from which a window is speech.
+    """
+
+    path: str = "{id}"
+    turns: bool = False
+    words: bool = False
+    tokens: bool = False
+    codec: bool = False
+    vad: str = "auto"
+    min_silence_ms: float = 200.0
+    min_speech_ms: float = 90.0
+    threshold: float = 0.5
+
+
+@dataclass
 class MicOptions:
     """Which microphone is heard.
 
