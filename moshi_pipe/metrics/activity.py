@@ -46,22 +46,54 @@ class ActivityOptions:
         min_silence_s: Shorter silence ends no stretch of speech; 0.2 s parts inter-pausal units in
             Nguyen et al. 2023 (arXiv:2203.16502).
         min_speech_s: Shorter sounds are none.
-        threshold: Silero's probability from which a window is speech.
+        pad_s: By how much each stretch is widened at both ends.
     """
 
     min_silence_s: float = 0.2
     min_speech_s: float = 0.09
-    threshold: float = 0.5
+    pad_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What a detector heard.
+
+    Attributes:
+        active_T: Whether each step is speech.
+        hop_s: Seconds per step.
+        end_s: End of the audio, which the last step may go beyond.
+    """
+
+    active_T: npt.NDArray[np.bool_]
+    hop_s: float
+    end_s: float
+
+    def spans(self, options: ActivityOptions | None = None) -> list[Span]:
+        """Stretches of speech: short silences bridged, then short sounds left out, then widened."""
+        options = options or ActivityOptions()
+        bounded_T = np.concatenate([[False], self.active_T, [False]]).astype(np.int8)
+        edges = np.flatnonzero(np.diff(bounded_T))
+        raw = [
+            (float(start * self.hop_s), min(float(end * self.hop_s), self.end_s))
+            for start, end in zip(edges[::2], edges[1::2], strict=True)
+        ]
+        tiny = self.hop_s * 1e-6  # so that silence of exactly the limit is not short
+        speech = joined(raw, options.min_silence_s - tiny)
+        speech = long_enough(speech, options.min_speech_s - tiny)
+        if not options.pad_s:
+            return speech
+        pad = options.pad_s
+        return joined((max(0.0, start - pad), min(self.end_s, end + pad)) for start, end in speech)
 
 
 class Detector(Protocol):
-    """Finds speech in one speaker's audio; any chunking gives the same spans."""
+    """Finds speech in one speaker's audio; any chunking finds the same."""
 
     def push(self, samples_N: npt.NDArray[np.float32]) -> None:
         """Take samples."""
 
-    def finish(self) -> list[Span]:
-        """Stretches of speech in all that was pushed, in seconds."""
+    def finish(self) -> Activity:
+        """What was heard in all that was pushed; called once."""
 
 
 def choose_detector(name: str) -> str:
@@ -86,17 +118,17 @@ def choose_detector(name: str) -> str:
     return name
 
 
-def make_detector(name: str, sample_rate: int, options: ActivityOptions) -> Detector:
+def make_detector(name: str, sample_rate: int, threshold: float = 0.5) -> Detector:
     """Make a detector.
 
     Args:
         name: As :func:`choose_detector` gives it.
         sample_rate: Hz of what is pushed.
-        options: What counts as speech.
+        threshold: Silero's probability from which a window is speech.
     """
     if name == "silero":
-        return SileroDetector(sample_rate, options)
-    return EnergyDetector(sample_rate, options)
+        return SileroDetector(sample_rate, threshold)
+    return EnergyDetector(sample_rate)
 
 
 class EnergyDetector:
@@ -106,8 +138,7 @@ class EnergyDetector:
     percentile), at most 20 dB below its loud parts (its 95th percentile), at least -50 dBFS.
     """
 
-    def __init__(self, sample_rate: int, options: ActivityOptions) -> None:
-        self._options = options
+    def __init__(self, sample_rate: int) -> None:
         self._sample_rate = sample_rate
         self._hop = max(1, round(_HOP_S * sample_rate))
         self._rest_N = np.zeros(0, np.float32)
@@ -123,19 +154,17 @@ class EnergyDetector:
         if whole:
             self._levels.append(_levels_db(joined_N[:whole].reshape(-1, self._hop)))
 
-    def finish(self) -> list[Span]:
-        """Stretches of speech."""
+    def finish(self) -> Activity:
+        """What was heard."""
         if self._rest_N.size:
             self._levels.append(_levels_db(self._rest_N[None]))
-        if not self._levels:
-            return []
-        levels_T = np.concatenate(self._levels)
-        floor, loud = np.percentile(levels_T, [10, 95])
-        threshold = max(_QUIETEST_DB, min(floor + _ABOVE_FLOOR_DB, loud - _BELOW_LOUD_DB))
+        levels_T = np.concatenate([np.zeros(0, np.float32), *self._levels])
+        threshold = _QUIETEST_DB
+        if levels_T.size:
+            floor, loud = np.percentile(levels_T, [10, 95])
+            threshold = max(threshold, min(floor + _ABOVE_FLOOR_DB, loud - _BELOW_LOUD_DB))
         hop_s = self._hop / self._sample_rate
-        return speech_spans(
-            levels_T > threshold, hop_s, self._num_samples / self._sample_rate, self._options
-        )
+        return Activity(levels_T > threshold, hop_s, self._num_samples / self._sample_rate)
 
 
 class SileroDetector:
@@ -143,17 +172,17 @@ class SileroDetector:
 
     Args:
         sample_rate: Hz of what is pushed.
-        options: What counts as speech.
+        threshold: Probability from which a window is speech.
         load: Gives a model with state of its own.
     """
 
     def __init__(
         self,
         sample_rate: int,
-        options: ActivityOptions,
+        threshold: float = 0.5,
         load: Callable[[], Any] | None = None,
     ) -> None:
-        self._options = options
+        self._threshold = threshold
         self._sample_rate = sample_rate
         self._model = (load or _load_silero)()
         self._resampler: Any = None
@@ -172,15 +201,15 @@ class SileroDetector:
             samples_N = self._resampler.resample_chunk(np.ascontiguousarray(samples_N))
         self._hear(samples_N)
 
-    def finish(self) -> list[Span]:
-        """Stretches of speech."""
+    def finish(self) -> Activity:
+        """What was heard."""
         if self._resampler is not None:
             self._hear(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
         if self._rest_N.size:
             self._hear(np.zeros(_SILERO_WINDOW - self._rest_N.size, np.float32))
-        active_T = _with_release(self._probabilities, self._options.threshold)
+        active_T = _with_release(self._probabilities, self._threshold)
         hop_s = _SILERO_WINDOW / _SILERO_RATE
-        return speech_spans(active_T, hop_s, self._num_samples / self._sample_rate, self._options)
+        return Activity(active_T, hop_s, self._num_samples / self._sample_rate)
 
     def _hear(self, samples_N: npt.NDArray[np.float32]) -> None:
         import torch
@@ -191,26 +220,6 @@ class SileroDetector:
         for at in range(0, whole, _SILERO_WINDOW):
             window_N = torch.from_numpy(joined_N[at : at + _SILERO_WINDOW])
             self._probabilities.append(float(self._model(window_N, _SILERO_RATE).item()))
-
-
-def speech_spans(
-    active_T: npt.NDArray[np.bool_], hop_s: float, end_s: float, options: ActivityOptions
-) -> list[Span]:
-    """Steps that are speech, as spans: short silences bridged, then short sounds left out.
-
-    Args:
-        active_T: Whether a step is speech.
-        hop_s: Seconds per step.
-        end_s: End of the audio, which the last step may go beyond.
-        options: What is short.
-    """
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], active_T, [False]]).astype(np.int8)))
-    raw = [
-        (float(start * hop_s), min(float(end * hop_s), end_s))
-        for start, end in zip(edges[::2], edges[1::2], strict=True)
-    ]
-    tiny = hop_s * 1e-6  # so that silence of exactly the limit is not short
-    return long_enough(joined(raw, options.min_silence_s - tiny), options.min_speech_s - tiny)
 
 
 def _levels_db(blocks_TN: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

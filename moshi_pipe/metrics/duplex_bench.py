@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from moshi_pipe.metrics.turns import BACKCHANNEL_WORDS, TURN_S, TURN_WORDS
+from moshi_pipe.metrics.activity import ActivityOptions
+from moshi_pipe.metrics.spans import total_s
+from moshi_pipe.metrics.turns import (
+    BACKCHANNEL_WORDS,
+    TURN_S,
+    TURN_WORDS,
+    model_turns,
+    responses,
+    stops,
+    user_turns,
+)
 from moshi_pipe.metrics.words import TimedWord, speaking_rate_wpm, words_within
 
 if TYPE_CHECKING:
@@ -23,7 +33,14 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from moshi_pipe.metrics.conversation import Metrics
     from moshi_pipe.metrics.spans import Span
+
+SPEECH: Final = ActivityOptions(min_silence_s=0.1, min_speech_s=0.25, pad_s=0.03)
+"""What the scripts take for speech: silero's own defaults.
+
+Source: snakers4/silero-vad src/silero_vad/utils_vad.py, ``get_speech_timestamps``.
+"""
 
 _FORMAL_S: Final = 3.0  # speech longer than this ends the search for back-channels
 _WINDOW_S: Final = 0.2
@@ -41,6 +58,79 @@ class Listening:
 
     took_over: bool
     backchannels: list[Span]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to one input of the benchmark, in seconds from the input's start.
+
+    Attributes:
+        kind: What the task asks for; see :data:`moshi_pipe.nodes.fdb_layout.ANNOTATIONS`.
+        event_s: Times of the annotation; None where there is none, or the input is without it.
+        duration_s: Length of the input.
+        words: What the model says.
+        user_speech: When the user speaks.
+        model_speech: When the model does.
+        reference: When people make back-channels, for this sample; None where that is not known.
+    """
+
+    kind: str
+    event_s: tuple[float, float] | None
+    duration_s: float
+    words: Sequence[TimedWord]
+    user_speech: Sequence[Span]
+    model_speech: Sequence[Span]
+    reference: Sequence[float] | None = None
+
+
+def score(answer: Answer) -> Metrics:
+    """What the benchmark's scripts say of an answer; their results are means over samples.
+
+    Take-over is 0 or 1. Latency is None where the floor is not taken.
+    """
+    if answer.kind == "overlap":
+        return _score_overlap(answer)
+    if answer.kind == "backchannel":
+        return _score_listening(answer)
+    words, end_s = answer.words, None
+    if answer.kind == "smooth_turn_taking" and answer.event_s is not None:
+        end_s = answer.event_s[0]
+    if answer.kind == "user_interruption" and answer.event_s is not None:
+        end_s = answer.event_s[1]
+        words = [word for word in words if word.start_s >= end_s]
+    found: Metrics = {"fdb_take_over": (int(took_over(words)), "of samples")}
+    if end_s is not None:
+        found["fdb_latency_s"] = latency_s(words, end_s), "s"
+    return found
+
+
+def _score_listening(answer: Answer) -> Metrics:
+    heard = listening(answer.model_speech, answer.words)
+    found: Metrics = {
+        "fdb_take_over": (int(heard.took_over), "of samples"),
+        "fdb_backchannel_rate": (len(heard.backchannels) / answer.duration_s, "1/s"),
+    }
+    if answer.reference is not None:
+        distance = divergence(heard.backchannels, answer.duration_s, answer.reference)
+        found["fdb_backchannel_divergence"] = distance, "0 to 1"
+    return found
+
+
+def _score_overlap(answer: Answer) -> Metrics:
+    """Scores of v1.5; of the input without the overlap under names of their own."""
+    prefix = "fdb" if answer.event_s is not None else "fdb_clean"
+    user, model = user_turns(answer.user_speech), model_turns(answer.model_speech)
+    found: Metrics = {
+        f"{prefix}_stop_latency_s": (_mean_s(stops(user, model)), "s"),
+        f"{prefix}_response_latency_s": (_mean_s(responses(user, model)), "s"),
+    }
+    if answer.event_s is None:
+        found["fdb_clean_rate_wpm"] = speaking_rate_wpm(answer.words), "words/min"
+        return found
+    before, after = rates_around_wpm(answer.words, answer.event_s[1])
+    found["fdb_rate_before_wpm"] = before, "words/min"
+    found["fdb_rate_after_wpm"] = after, "words/min"
+    return found
 
 
 def took_over(words: Sequence[TimedWord]) -> bool:
@@ -141,6 +231,10 @@ def rates_around_wpm(
     before = [word for word in words if word.end_s <= split_s]
     after = [word for word in words if word.end_s > split_s]
     return speaking_rate_wpm(before), speaking_rate_wpm(after)
+
+
+def _mean_s(spans: Sequence[Span]) -> float | None:
+    return total_s(spans) / len(spans) if spans else None
 
 
 def _relative_entropy(ones: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:

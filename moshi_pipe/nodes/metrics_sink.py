@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.errors import ConfigError
+from moshi_pipe.errors import ConfigError, InputError
 from moshi_pipe.graph.format import Audio, Codes
 from moshi_pipe.graph.node import SessionEnd, SessionInfo, Sink
+from moshi_pipe.nodes.fdb_layout import ANSWERS, BACKCHANNEL, INPUT, Sample
 from moshi_pipe.nodes.naming import output_path
-from moshi_pipe.nodes.words import WordBuilder
+from moshi_pipe.nodes.word_track import WordTrack
 from moshi_pipe.report import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
     import numpy as np
     import numpy.typing as npt
 
     from moshi_pipe.graph.packet import Packet
-    from moshi_pipe.metrics.activity import ActivityOptions, Detector
+    from moshi_pipe.metrics.activity import Activity, ActivityOptions, Detector
     from moshi_pipe.metrics.conversation import Conversation, Metrics
     from moshi_pipe.metrics.spans import Span
     from moshi_pipe.metrics.tokens import CodeCounts, TextCounts
-    from moshi_pipe.metrics.words import TimedWord
     from moshi_pipe.nodes.options import MetricsSinkOptions
-    from moshi_pipe.nodes.words import Word
 
 SUFFIX: Final = ".metrics.json"
 
@@ -37,6 +36,7 @@ _OPTIONAL: Final = {
     "words": ("audio", "text"),
     "tokens": ("text", "codes"),
     "codec": ("user_audio", "audio", "text"),
+    "fdb": ("user_audio", "audio", "text"),
 }
 _CODEC_S: Final = 600.0  # of a recording, so that an hour does not fill the memory
 
@@ -65,10 +65,12 @@ class MetricsSink(Sink):
         self.optional = tuple(dict.fromkeys(one for name in wanted for one in _OPTIONAL[name]))
         self._session: SessionInfo | None = None
         self._voices: dict[str, _Voice] = {}
-        self._words: _WordTrack | None = None
+        self._words: WordTrack | None = None
         self._text: TextCounts | None = None
         self._codes: CodeCounts | None = None
         self._codec: _RoundTrip | None = None
+        self._sample: Sample | None = None
+        self._reference: list[float] | None = None
 
     def outputs(self, session: SessionInfo) -> list[Path]:
         """The file."""
@@ -78,9 +80,12 @@ class MetricsSink(Sink):
         """Get ready to measure what the graph makes.
 
         Raises:
-            ConfigError: The graph makes nothing that could be measured, or ``codec`` is asked for
-                and the graph does not pass on what the codec made of its input.
+            ConfigError: The graph makes nothing that could be measured; ``codec`` is asked for and
+                the graph is more than a codec; ``fdb`` is, and the session is no sample of it.
+            InputError: The reference of ``fdb`` cannot be read.
         """
+        from moshi_pipe.metrics.activity import make_detector
+
         options, formats = self.options, session.formats
         there = [name for name in self.optional if name in formats]
         if not there:
@@ -92,15 +97,18 @@ class MetricsSink(Sink):
         self._session = session
         if options.codec:
             self._codec = _round_trip(session)
-        if options.turns or options.words:
-            activity = _activity(options)
-            for output, side in _SIDES.items():
-                form = formats.get(output)
-                if output in self.optional and isinstance(form, Audio):
-                    self._voices[output] = _Voice(side, form, self._detector, activity)
+        if options.fdb:
+            self._sample = _sample(session)
+            self._reference = _reference(options.fdb_reference, self._sample)
+        listens = options.turns or options.words or options.fdb
+        for output, side in _SIDES.items() if listens else ():
+            form = formats.get(output)
+            if output in self.optional and isinstance(form, Audio):
+                detector = make_detector(self._detector, form.sample_rate, options.threshold)
+                self._voices[output] = _Voice(side, detector, form.frame_size)
         if session.tokenizer is not None and "text" in formats:
-            if options.turns or options.words:
-                self._words = _WordTrack(session)
+            if listens:
+                self._words = WordTrack(session)
             if options.tokens:
                 from moshi_pipe.metrics.tokens import TextCounts
 
@@ -143,6 +151,8 @@ class MetricsSink(Sink):
             return {"sink": "metrics", "files": [], "metrics": 0}
         heard = self._heard(session, end)
         found = self._measure(heard)
+        if self._sample is not None:
+            found |= self._score(session, self._sample, heard)
         path = self.outputs(session)[0]
         write_atomically(path, json.dumps(self._record(session, heard, found), indent=1) + "\n")
         return {"sink": "metrics", "files": [str(path)], "metrics": len(found)}
@@ -150,12 +160,12 @@ class MetricsSink(Sink):
     def _heard(self, session: SessionInfo, end: SessionEnd) -> Conversation:
         """Both sides on the time line of the input."""
         from moshi_pipe.metrics.conversation import Conversation
-        from moshi_pipe.metrics.spans import shifted
 
         end_s = end.num_frames * session.frame_s - end.padding_s - session.lead_s
         heard = Conversation(max(0.0, end_s))
         for voice in self._voices.values():
-            speech = shifted(voice.finish(end.num_frames), session.lead_s, heard.duration_s)
+            voice.finish(end.num_frames)
+            speech = voice.speech(_activity(self.options), session.lead_s, heard.duration_s)
             setattr(heard, f"{voice.side}_speech", speech)
         if self._words is not None:
             heard.model_words = self._words.finish()
@@ -173,6 +183,28 @@ class MetricsSink(Sink):
         if self._codec is not None:
             found |= self._codec.measure()
         return found
+
+    def _score(self, session: SessionInfo, sample: Sample, heard: Conversation) -> Metrics:
+        """What the benchmark says of an answer, while its input lasts."""
+        from moshi_pipe.metrics.duplex_bench import SPEECH, Answer, score
+
+        meta, duration_s = session.meta, heard.duration_s
+        if "num_samples" in meta:
+            duration_s = min(duration_s, meta["num_samples"] / meta["sample_rate"])
+        speech = {
+            voice.side: voice.speech(SPEECH, session.lead_s, duration_s)
+            for voice in self._voices.values()
+        }
+        answer = Answer(
+            sample.kind,
+            sample.event_s() if meta["answer"] == ANSWERS[INPUT] else None,
+            duration_s,
+            [word for word in heard.model_words or [] if word.start_s < duration_s],
+            speech.get("user", []),
+            speech.get("model", []),
+            self._reference,
+        )
+        return score(answer)
 
     def _token_metrics(self) -> Metrics:
         found: Metrics = {}
@@ -197,7 +229,12 @@ class MetricsSink(Sink):
             "metrics": to_json(found),
         }
         if self._voices:
-            record["vad"] = {"detector": self._detector, **asdict(_activity(self.options))}
+            record["vad"] = {
+                "detector": self._detector,
+                "min_silence_ms": self.options.min_silence_ms,
+                "min_speech_ms": self.options.min_speech_ms,
+                "threshold": self.options.threshold,
+            }
             sides = {
                 "user": (heard.user_turns, heard.user_speech),
                 "model": (heard.model_turns, heard.model_speech),
@@ -220,54 +257,36 @@ class MetricsSink(Sink):
 class _Voice:
     """One speaker's audio, silence for frames that did not come."""
 
-    def __init__(self, side: str, form: Audio, detector: str, activity: ActivityOptions) -> None:
+    def __init__(self, side: str, detector: Detector, frame_size: int) -> None:
         import numpy as np
 
-        from moshi_pipe.metrics.activity import make_detector
-
         self.side = side
-        self._detector: Detector = make_detector(detector, form.sample_rate, activity)
-        self._silence_N = np.zeros(form.frame_size, np.float32)
+        self._detector = detector
+        self._silence_N = np.zeros(frame_size, np.float32)
         self._num_frames = 0
+        self._activity: Activity | None = None
 
     def push(self, frame: int, samples_N: npt.NDArray[np.float32]) -> None:
         self._fill(frame)
         self._detector.push(samples_N)
         self._num_frames += 1
 
-    def finish(self, num_frames: int) -> list[Span]:
+    def finish(self, num_frames: int) -> None:
         self._fill(num_frames)
-        return self._detector.finish()
+        self._activity = self._detector.finish()
+
+    def speech(self, options: ActivityOptions, lead_s: float, end_s: float) -> list[Span]:
+        """Stretches of speech on the time line of the input, up to ``end_s``."""
+        from moshi_pipe.metrics.spans import shifted
+
+        return (
+            [] if self._activity is None else shifted(self._activity.spans(options), lead_s, end_s)
+        )
 
     def _fill(self, frame: int) -> None:
         while self._num_frames < frame:
             self._detector.push(self._silence_N)
             self._num_frames += 1
-
-
-class _WordTrack:
-    """Text tokens as words on the time line of the input."""
-
-    def __init__(self, session: SessionInfo) -> None:
-        if session.tokenizer is None:
-            raise RuntimeError("words need a tokenizer")
-        self._session = session
-        self._builder = WordBuilder(session.tokenizer)
-        self._words: list[TimedWord] = []
-
-    def push(self, token: int, frame: int) -> None:
-        self._keep(self._builder.push(token, frame))
-
-    def finish(self) -> list[TimedWord]:
-        self._keep(self._builder.finish())
-        return self._words
-
-    def _keep(self, words: Sequence[Word]) -> None:
-        from moshi_pipe.metrics.words import TimedWord
-
-        at = self._session.text_time_s
-        for word in words:
-            self._words.append(TimedWord(word.text, at(word.first_frame), at(word.last_frame + 1)))
 
 
 class _RoundTrip:
@@ -315,12 +334,38 @@ def _round_trip(session: SessionInfo) -> _RoundTrip:
     return _RoundTrip(form.sample_rate, form.frame_size)
 
 
+def _sample(session: SessionInfo) -> Sample:
+    """The sample of Full-Duplex-Bench that a session is."""
+    if "folder" not in session.meta or "answer" not in session.meta:
+        raise ConfigError(
+            "metric=fdb scores samples of Full-Duplex-Bench",
+            got="a session that is none",
+            fix="choose source=fdb, or leave metric=fdb out",
+        )
+    return Sample(Path(session.meta["folder"]))
+
+
+def _reference(path: str | None, sample: Sample) -> list[float] | None:
+    """When people make back-channels in a sample; None where that is not known."""
+    if path is None or sample.kind != BACKCHANNEL:
+        return None
+    try:
+        given = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        found = given.get(sample.name)
+        return None if found is None else [float(one) for one in found]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"cannot read the reference {path}",
+            got=str(error),
+            wanted='{"SAMPLE": [share of listeners in each window, ...], ...}',
+            fix="set sink.metrics.fdb_reference=null to leave this score out",
+        ) from error
+
+
 def _activity(options: MetricsSinkOptions) -> ActivityOptions:
     from moshi_pipe.metrics.activity import ActivityOptions
 
-    return ActivityOptions(
-        options.min_silence_ms / 1000, options.min_speech_ms / 1000, options.threshold
-    )
+    return ActivityOptions(options.min_silence_ms / 1000, options.min_speech_ms / 1000)
 
 
 def _check(options: MetricsSinkOptions) -> None:

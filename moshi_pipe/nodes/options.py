@@ -26,6 +26,19 @@ class FileSourceOptions:
 
 
 @dataclass
+class FdbSourceOptions:
+    """Which samples of Full-Duplex-Bench are answered.
+
+    Attributes:
+        path: Folder of a sample, of a task, or of all tasks.
+        clean: Also answer ``clean_input.wav`` of v1.5, the same words without an overlap.
+    """
+
+    path: str = "???"
+    clean: bool = True
+
+
+@dataclass
 class SilenceSourceOptions:
     """How much silence.
 
@@ -101,6 +114,24 @@ class CodesSinkOptions:
 
 
 @dataclass
+class FdbSinkOptions:
+    """How answers to Full-Duplex-Bench are written.
+
+    Attributes:
+        path: Name of the files under ``output_dir``, without their endings.
+        sample_rate: Hz of the audio; null keeps the model's. The benchmark's scripts for
+            back-channels take 16,000 for granted.
+        transcript: Write the model's own words; else that is left to the benchmark's recogniser.
+        copy: Copy inputs and annotations beside the answers.
+    """
+
+    path: str = "{task}/{sample}/{answer}"
+    sample_rate: int | None = 16_000
+    transcript: bool = True
+    copy: bool = True
+
+
+@dataclass
 class MetricsSinkOptions:
     """What is measured, and what counts as speech.
 
@@ -110,6 +141,9 @@ class MetricsSinkOptions:
         words: How much is said, and how fast.
         tokens: Entropy and padding of the tokens that the model makes.
         codec: What a codec loses: for a graph that is a codec's round trip.
+        fdb: Scores of Full-Duplex-Bench: for ``source=fdb``.
+        fdb_reference: JSON with the times at which people make back-channels, by sample, such as
+            the benchmark's ``icc_gt_distribution.json``; null leaves that score out.
         vad: What tells speech from silence: ``silero``, ``energy``, or ``auto``, which is silero
             where it is installed.
         min_silence_ms: Shorter silence ends no stretch of speech.
@@ -122,6 +156,8 @@ class MetricsSinkOptions:
     words: bool = False
     tokens: bool = False
     codec: bool = False
+    fdb: bool = False
+    fdb_reference: str | None = None
     vad: str = "auto"
     min_silence_ms: float = 200.0
     min_speech_ms: float = 90.0

@@ -10,12 +10,12 @@ from support.speech import RATE, needs_espeak, placed, speech, tone
 
 from moshi_pipe.errors import ConfigError
 from moshi_pipe.metrics.activity import (
+    Activity,
     ActivityOptions,
     EnergyDetector,
     SileroDetector,
     choose_detector,
     make_detector,
-    speech_spans,
 )
 
 if TYPE_CHECKING:
@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from moshi_pipe.metrics.activity import Detector
     from moshi_pipe.metrics.spans import Span
 
-OPTIONS = ActivityOptions()
 STEP_S = 0.01
 
 
-def found(detector: Detector, pcm_N: npt.NDArray[np.float32], chunk: int = 1920) -> list[Span]:
+def found(
+    detector: Detector,
+    pcm_N: npt.NDArray[np.float32],
+    chunk: int = 1920,
+    options: ActivityOptions | None = None,
+) -> list[Span]:
     for at in range(0, pcm_N.size, chunk):
         detector.push(pcm_N[at : at + chunk])
-    return detector.finish()
+    return detector.finish().spans(options)
 
 
 def near(spans: list[Span], abs_s: float) -> list[Any]:
@@ -44,11 +48,22 @@ def test_steps_become_spans_short_silence_bridged_short_sounds_left_out() -> Non
         active_T[start:end] = True
     options = ActivityOptions(min_silence_s=0.5, min_speech_s=0.5)
 
-    assert speech_spans(active_T, 0.1, 9.95, options) == [(0, 1), (1.5, 3), (8, 9.95)]
+    assert Activity(active_T, 0.1, 9.95).spans(options) == [(0, 1), (1.5, 3), (8, 9.95)]
 
 
 def test_no_step_is_no_speech() -> None:
-    assert speech_spans(np.zeros(0, dtype=bool), 0.1, 0, OPTIONS) == []
+    assert Activity(np.zeros(0, dtype=bool), 0.1, 0).spans() == []
+
+
+def test_stretches_are_widened_inside_the_audio() -> None:
+    active_T = np.zeros(100, dtype=bool)
+    for start, end in ((1, 20), (30, 50), (95, 100)):
+        active_T[start:end] = True
+    options = ActivityOptions(min_silence_s=0.5, min_speech_s=0, pad_s=0.25)
+
+    spans = Activity(active_T, 0.1, 9.95).spans(options)
+
+    assert spans == near([(0, 2.25), (2.75, 5.25), (9.25, 9.95)], 1e-9)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.001], ids=["silent", "noisy"])
@@ -56,7 +71,7 @@ def test_loud_is_speech(noise: float) -> None:
     spans = [(0.5, 1.2), (2.0, 3.5), (4.5, 4.7)]
     hiss_N = noise * np.random.default_rng(0).standard_normal(6 * RATE).astype(np.float32)
 
-    heard = found(EnergyDetector(RATE, OPTIONS), tone(6, *spans) + hiss_N)
+    heard = found(EnergyDetector(RATE), tone(6, *spans) + hiss_N)
 
     assert heard == near(spans, STEP_S)
 
@@ -64,25 +79,25 @@ def test_loud_is_speech(noise: float) -> None:
 def test_pauses_inside_words_belong_to_speech_and_clicks_do_not() -> None:
     pcm_N = tone(4, (1, 1.5), (1.65, 2), (3, 3.05))
 
-    assert found(EnergyDetector(RATE, OPTIONS), pcm_N) == near([(1, 2)], STEP_S)
+    assert found(EnergyDetector(RATE), pcm_N) == near([(1, 2)], STEP_S)
 
 
 def test_speech_without_a_pause_is_speech_all_along() -> None:
-    assert found(EnergyDetector(RATE, OPTIONS), tone(3, (0, 3))) == near([(0, 3)], STEP_S)
+    assert found(EnergyDetector(RATE), tone(3, (0, 3))) == near([(0, 3)], STEP_S)
 
 
 @pytest.mark.parametrize("pcm_N", [np.zeros(RATE, np.float32), np.zeros(0, np.float32)])
 def test_silence_and_nothing_are_no_speech(pcm_N: npt.NDArray[np.float32]) -> None:
-    assert found(EnergyDetector(RATE, OPTIONS), pcm_N) == []
+    assert found(EnergyDetector(RATE), pcm_N) == []
 
 
 @pytest.mark.parametrize("chunk", [1920, 777, 100_000])
 def test_any_chunking_gives_the_same(chunk: int) -> None:
     pcm_N = tone(4.4321, (0.3, 1.2), (2, 4.4321))
 
-    heard = found(EnergyDetector(RATE, OPTIONS), pcm_N, chunk)
+    heard = found(EnergyDetector(RATE), pcm_N, chunk)
 
-    assert heard == found(EnergyDetector(RATE, OPTIONS), pcm_N)
+    assert heard == found(EnergyDetector(RATE), pcm_N)
     assert heard[-1][1] == pytest.approx(4.4321, abs=1e-4)
 
 
@@ -99,7 +114,7 @@ class Loudness:
 def test_windows_of_silero_are_32_ms_at_16_khz() -> None:
     spans = [(0.5, 1.5), (2.5, 3.2)]
 
-    heard = found(SileroDetector(RATE, OPTIONS, Loudness), tone(4, *spans))
+    heard = found(SileroDetector(RATE, load=Loudness), tone(4, *spans))
 
     assert heard == near(spans, 0.032)
 
@@ -113,9 +128,9 @@ def test_speech_goes_on_until_well_below_the_threshold() -> None:
             return np.float32(next(self.values))
 
     options = ActivityOptions(min_silence_s=0, min_speech_s=0)
-    detector = SileroDetector(16_000, options, Script)
+    detector = SileroDetector(16_000, load=Script)
 
-    assert found(detector, np.zeros(8 * 512, np.float32)) == [(0.064, 0.16)]
+    assert found(detector, np.zeros(8 * 512, np.float32), options=options) == [(0.064, 0.16)]
 
 
 @needs_espeak
@@ -130,7 +145,7 @@ def test_silero_hears_what_its_own_function_hears() -> None:
 
     options = ActivityOptions(min_silence_s=0.3)  # theirs counts a window less
 
-    heard = found(SileroDetector(16_000, options), pcm_N)
+    heard = found(SileroDetector(16_000), pcm_N, options=options)
 
     stamps = silero_vad.get_speech_timestamps(
         torch.from_numpy(pcm_N),
@@ -148,7 +163,7 @@ def test_silero_hears_what_its_own_function_hears() -> None:
 def test_the_detector_is_chosen_by_name() -> None:
     assert choose_detector("energy") == "energy"
     assert choose_detector("auto") in ("energy", "silero")
-    assert isinstance(make_detector("energy", RATE, OPTIONS), EnergyDetector)
+    assert isinstance(make_detector("energy", RATE), EnergyDetector)
     with pytest.raises(ConfigError, match=r"^sink\.metrics\.vad has no such value"):
         choose_detector("loudness")
 
