@@ -201,13 +201,23 @@ class Assembly:
         """What the configuration says, over what the model itself wants; seed 0.
 
         Raises:
-            ConfigError: A condition that the model does not have.
+            ConfigError: A condition that the model does not have, or a key that a graph without
+                a language model cannot obey.
         """
         given = {k: v for k, v in asdict(config.sampling).items() if v is not None}
         settings = replace(self.default_settings(live=live), **given)
         if config.first_frame is not None:
             settings.first_frame = config.first_frame
         settings.max_tail_frames = max(1, round(config.max_tail_s / self.frame_s))
+        for key in ("end_on_silence_s", "drop_until_pad_s"):
+            if getattr(config, key) is not None and self.lm is None:
+                raise ConfigError(
+                    f"{key} needs a model that writes down what it says",
+                    got=f"graph '{self.graph.name}'",
+                    fix=f"leave {key} out, or choose graph=dialogue",
+                )
+        if config.end_on_silence_s is not None:
+            settings.end_on_padding = max(1, round(config.end_on_silence_s / self.frame_s))
         declared = {entry.name for entry in self.lm.conditioners} if self.lm else set()
         for name in config.conditions:
             if name.removesuffix("!") not in declared:

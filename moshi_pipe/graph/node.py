@@ -420,7 +420,10 @@ class SessionSettings:
         conditions: Value per condition of the model.
         end_on_text: After the input ended, feed one column of end codes and then silence until
             this text token is made; None ends with the input.
-        max_tail_frames: Bound on the frames after the input when ``end_on_text`` is set.
+        end_on_padding: After the input ended, feed silence until so many text tokens in a row are
+            padding: the model has said what it had to say; None ends with the input.
+        max_tail_frames: Bound on the frames after the input when ``end_on_text`` or
+            ``end_on_padding`` is set.
     """
 
     seed: int = 0
@@ -433,4 +436,5 @@ class SessionSettings:
     first_frame: str = "duplicate"
     conditions: dict[str, str] = field(default_factory=dict)
     end_on_text: int | None = None
+    end_on_padding: int | None = None
     max_tail_frames: int = 250

@@ -147,8 +147,8 @@ def assemble_remote(config: RunConfig) -> RemoteAssembly:
     local = BackendOptions()
     keys = ("backend", "device", "dtype", "kv_dtype", "numerics", "context", "quant")
     chosen = [key for key in keys if getattr(config.backend, key) != getattr(local, key)]
-    if config.first_frame is not None:
-        chosen.append("first_frame")
+    own = ("first_frame", "end_on_silence_s", "drop_until_pad_s")
+    chosen += [key for key in own if getattr(config, key) is not None]
     if config.conditions:
         chosen.append("conditions")
     if config.sampling.guidance not in (None, 1.0):
