@@ -342,6 +342,7 @@ class _Run:
             text_delay_s=assembly.text_delay_s,
             tokenizer=self.tokenizer,
             reply=item.reply,
+            readers={name: one for name, one in assembly.readers.items() if name in formats},
         )
         sinks = [(config.source.entry.name, sink) for sink in item.sinks]
         sinks += self._make_sinks(item)

@@ -30,6 +30,7 @@ NODES: Final = (
     ("sink", "transcript", "transcript_sink:TranscriptSink", "TranscriptSinkOptions"),
     ("sink", "codes", "codes_sink:CodesSink", "CodesSinkOptions"),
     ("sink", "fdb", "fdb_sink:FdbSink", "FdbSinkOptions"),
+    ("node", "stt", "stt_node:SttNode", "SttOptions"),
     ("sink", "metrics", "metrics_sink:MetricsSink", "MetricsSinkOptions"),
 )
 """Every node in :mod:`moshi_pipe.nodes`: kind, name, class, and options in its ``options``."""

@@ -13,6 +13,7 @@ from moshi_pipe.registry import plugin_failed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moshi_pipe.graph.graph import Graph
     from moshi_pipe.graph.node import Tick, Value
     from moshi_pipe.models.spec import CodecSpec
     from moshi_pipe.plugins import Plugins
@@ -122,6 +123,16 @@ def make_foreign(entry: NodeEntry, options: Any, codec: CodecSpec) -> BatchedNod
             wanted="inputs and outputs: set on the class, in __init__ or in fit",
         )
     return node
+
+
+def foreign_nodes(graph: Graph, plugins: Plugins, codec: CodecSpec) -> dict[str, BatchedNode]:
+    """Nodes of a checked graph that are registered, made anew and fitted, by name; not opened."""
+    kinds = plugins.nodes.names("node")
+    return {
+        name: make_foreign(plugins.nodes.get("node", kind), graph.options.get(name), codec)
+        for name, kind in graph.nodes.items()
+        if kind in kinds
+    }
 
 
 def foreign_ports(graph: Mapping[str, Any], plugins: Plugins, codec: CodecSpec) -> dict[str, Ports]:

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 SUFFIX: Final = ".metrics.json"
 
 _SIDES: Final = {"user_audio": "user", "audio": "model"}
+_WRITERS: Final = {"user_text": "user", "text": "model"}
 _OPTIONAL: Final = {
-    "turns": ("user_audio", "audio"),
-    "words": ("audio", "text"),
+    "turns": ("user_audio", "audio", "text", "user_text"),
+    "words": ("user_audio", "audio", "text", "user_text"),
     "tokens": ("text", "codes"),
     "codec": ("user_audio", "audio", "text"),
     "fdb": ("user_audio", "audio", "text"),
@@ -65,7 +66,7 @@ class MetricsSink(Sink):
         self.optional = tuple(dict.fromkeys(one for name in wanted for one in _OPTIONAL[name]))
         self._session: SessionInfo | None = None
         self._voices: dict[str, _Voice] = {}
-        self._words: WordTrack | None = None
+        self._words: dict[str, WordTrack] = {}
         self._text: TextCounts | None = None
         self._codes: CodeCounts | None = None
         self._codec: _RoundTrip | None = None
@@ -106,13 +107,13 @@ class MetricsSink(Sink):
             if output in self.optional and isinstance(form, Audio):
                 detector = make_detector(self._detector, form.sample_rate, options.threshold)
                 self._voices[output] = _Voice(side, detector, form.frame_size)
-        if session.tokenizer is not None and "text" in formats:
-            if listens:
-                self._words = WordTrack(session)
-            if options.tokens:
-                from moshi_pipe.metrics.tokens import TextCounts
+        for output in _WRITERS if listens else ():
+            if output in formats and session.reader(output) is not None:
+                self._words[output] = WordTrack(session, output)
+        if options.tokens and session.tokenizer is not None and "text" in formats:
+            from moshi_pipe.metrics.tokens import TextCounts
 
-                self._text = TextCounts(session.tokenizer.padding_id)
+            self._text = TextCounts(session.tokenizer.padding_id)
         codes = formats.get("codes")
         if options.tokens and isinstance(codes, Codes):
             from moshi_pipe.metrics.tokens import CodeCounts
@@ -123,10 +124,12 @@ class MetricsSink(Sink):
         """Take one frame of one output."""
         import numpy as np
 
-        if packet.output == "text":
-            if self._words is not None:
-                self._words.push(int(packet.payload), packet.frame)
-            if self._text is not None and int(packet.payload) >= 0:  # a remote one has no ids
+        if packet.output in _WRITERS:
+            if packet.output in self._words:
+                self._words[packet.output].push(int(packet.payload), packet.frame)
+            if (
+                packet.output == "text" and self._text is not None and int(packet.payload) >= 0
+            ):  # a remote one has no ids
                 self._text.add(int(packet.payload))
         elif packet.output == "codes":
             if self._codes is not None:
@@ -167,8 +170,8 @@ class MetricsSink(Sink):
             voice.finish(end.num_frames)
             speech = voice.speech(_activity(self.options), session.lead_s, heard.duration_s)
             setattr(heard, f"{voice.side}_speech", speech)
-        if self._words is not None:
-            heard.model_words = self._words.finish()
+        for output, track in self._words.items():
+            setattr(heard, f"{_WRITERS[output]}_words", track.finish())
         return heard
 
     def _measure(self, heard: Conversation) -> Metrics:
@@ -247,10 +250,12 @@ class MetricsSink(Sink):
             record["events"] = {
                 one.name: spans_to_json(getattr(events, one.name)) for one in fields(events)
             }
-        if heard.model_words is not None:
-            record["words"] = {
-                "model": [[one.start_s, one.end_s, one.text] for one in heard.model_words]
-            }
+        said = {"user": heard.user_words, "model": heard.model_words}
+        record["words"] = {
+            side: [[one.start_s, one.end_s, one.text] for one in words]
+            for side, words in said.items()
+            if words is not None
+        }
         return record
 
 

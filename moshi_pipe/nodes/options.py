@@ -92,10 +92,12 @@ class TranscriptSinkOptions:
     Attributes:
         path: Name of the files under ``output_dir``, without their endings.
         formats: Any of ``jsonl`` (one word a line, with times), ``txt``, ``srt`` and ``vtt``.
+        output: Which text: ``text`` of the model, or ``user_text`` where a graph hears the user.
     """
 
     path: str = "{stem}"
     formats: list[str] = field(default_factory=lambda: ["jsonl", "txt"])
+    output: str = "text"
 
 
 @dataclass
@@ -129,6 +131,29 @@ class FdbSinkOptions:
     sample_rate: int | None = 16_000
     transcript: bool = True
     copy: bool = True
+
+
+@dataclass
+class SttOptions:
+    """Which model for speech to text listens, beside the model that answers.
+
+    Attributes:
+        name: How it is called in messages.
+        repo: Hub repository, ``owner/name``.
+        revision: Branch, tag or commit of ``repo``.
+        path: Folder with the model's files; goes before ``repo``.
+        offline: Use only what the hub's cache holds.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        dtype: Of its weights: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    """
+
+    name: str = "stt_1b_en_fr"
+    repo: str | None = "kyutai/stt-1b-en_fr"
+    revision: str | None = None
+    path: str | None = None
+    offline: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
 
 
 @dataclass

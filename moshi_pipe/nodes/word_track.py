@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 class WordTrack:
     """Collects the words of a session.
 
-    Times are those of frames less the silence put before the input and the model's text delay: a
+    Times are those of frames less the silence put before the input and the delay of the text: a
     word begins when its first token is made and ends when the frame of its last one does.
 
     Args:
-        session: Gives the tokenizer, which it must have.
+        session: Knows what the tokens stand for.
+        output: The text output that they come from.
     """
 
-    def __init__(self, session: SessionInfo) -> None:
-        if session.tokenizer is None:
+    def __init__(self, session: SessionInfo, output: str = "text") -> None:
+        reader = session.reader(output)
+        if reader is None:
             raise RuntimeError("words need a tokenizer")
         self._session = session
-        self._builder = WordBuilder(session.tokenizer)
+        self._delay_s = reader.delay_s
+        self._builder = WordBuilder(reader.tokenizer)
         self._words: list[TimedWord] = []
 
     def push(self, token: int, frame: int) -> None:
@@ -41,6 +44,7 @@ class WordTrack:
         return self._words
 
     def _keep(self, words: Sequence[Word]) -> None:
-        at = self._session.text_time_s
+        at, delay_s = self._session.text_time_s, self._delay_s
         for word in words:
-            self._words.append(TimedWord(word.text, at(word.first_frame), at(word.last_frame + 1)))
+            start_s, end_s = at(word.first_frame, delay_s), at(word.last_frame + 1, delay_s)
+            self._words.append(TimedWord(word.text, start_s, end_s))

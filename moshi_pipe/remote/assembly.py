@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moshi_pipe.config import RunConfig
+    from moshi_pipe.graph.node import TextReader
     from moshi_pipe.models.remote import RemoteOptions
 
 DUPLEX_KIND: Final = "duplex"
@@ -48,6 +49,7 @@ class RemoteAssembly:
         graph: Checked.
         pieces: Stand for its vocabulary.
         warnings: What a user should know.
+        readers: None: no other model listens.
     """
 
     server: RemoteOptions
@@ -58,6 +60,7 @@ class RemoteAssembly:
     lead_s: float = 0.0
     text_delay_s: float = 0.0
     tail_s: float = 0.0
+    readers: Mapping[str, TextReader] = field(default_factory=dict)
 
     @property
     def latency_ms(self) -> float:

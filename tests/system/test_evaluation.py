@@ -141,7 +141,7 @@ def test_every_metric_is_defined_on_the_page_and_nothing_else() -> None:
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     defined = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
-    heard = Conversation(9.0, [], [], None, [])
+    heard = Conversation(9.0, [], [], [], [])
     made = {*turn_metrics(heard, turn_events(heard)), *word_metrics(heard)}
     for kind in ("pause_handling", "smooth_turn_taking", "backchannel", "overlap"):
         for event_s in ((1.0, 2.0), None):
