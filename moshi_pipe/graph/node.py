@@ -186,8 +186,8 @@ class SessionInfo:
             subtracted from token times, as is ``lead_s``.
         tokenizer: Turns text tokens into pieces; None when the graph makes no text.
         reply: Way back of the input; see :class:`SessionInput`.
-        readers: What texts other than ``text`` stand for, by output, such as what a node for speech
-            to text hears of the user.
+        readers: What texts stand for that are not the language model's, by output, such as what a
+            node for speech to text hears of the user.
     """
 
     id: str
@@ -205,7 +205,7 @@ class SessionInfo:
 
     def reader(self, output: str) -> TextReader | None:
         """What tokens of an output stand for; None where that is no text, or not known."""
-        if output != "text":
+        if output != "text" or output in self.readers:
             return self.readers.get(output)
         return None if self.tokenizer is None else TextReader(self.tokenizer, self.text_delay_s)
 

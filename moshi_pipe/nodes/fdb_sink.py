@@ -90,7 +90,7 @@ class FdbSink(Sink):
         except OSError as error:
             raise write_error(path, error) from error
         self._track = _AnswerTrack(path, writer, form, rate, session)
-        if self.options.transcript and session.tokenizer is not None and "text" in session.formats:
+        if self.options.transcript and "text" in session.formats and session.reader("text"):
             self._words = WordTrack(session)
 
     async def write(self, packet: Packet) -> None:

@@ -110,10 +110,11 @@ class MetricsSink(Sink):
         for output in _WRITERS if listens else ():
             if output in formats and session.reader(output) is not None:
                 self._words[output] = WordTrack(session, output)
-        if options.tokens and session.tokenizer is not None and "text" in formats:
+        reader = session.reader("text")
+        if options.tokens and reader is not None and "text" in formats:
             from moshi_pipe.metrics.tokens import TextCounts
 
-            self._text = TextCounts(session.tokenizer.padding_id)
+            self._text = TextCounts(reader.tokenizer.padding_id)
         codes = formats.get("codes")
         if options.tokens and isinstance(codes, Codes):
             from moshi_pipe.metrics.tokens import CodeCounts
@@ -157,7 +158,7 @@ class MetricsSink(Sink):
         if self._sample is not None:
             found |= self._score(session, self._sample, heard)
         path = self.outputs(session)[0]
-        write_atomically(path, json.dumps(self._record(session, heard, found), indent=1) + "\n")
+        write_atomically(path, _to_text(self._record(session, heard, found)))
         return {"sink": "metrics", "files": [str(path)], "metrics": len(found)}
 
     def _heard(self, session: SessionInfo, end: SessionEnd) -> Conversation:
@@ -257,6 +258,22 @@ class MetricsSink(Sink):
             if words is not None
         }
         return record
+
+
+def _to_text(record: Mapping[str, Any]) -> str:
+    """JSON with a line per metric, and per kind of span or word."""
+
+    def one(name: str, value: Any, indent: str) -> str:
+        return f"{indent}{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
+
+    parts = []
+    for name, value in record.items():
+        if isinstance(value, dict) and value:
+            inside = ",\n".join(one(key, item, "  ") for key, item in value.items())
+            parts.append(f" {json.dumps(name)}: {{\n{inside}\n }}")
+        else:
+            parts.append(one(name, value, " "))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 class _Voice:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
+from support import scripted
 from support.duplex_bench import (
     AGREES,
     ASKS,
@@ -30,6 +33,7 @@ from support.duplex_bench import (
 )
 from support.speech import needs_espeak
 
+from moshi_pipe.cli import main
 from moshi_pipe.engine.framing import Reframer
 from moshi_pipe.errors import ConfigError, InputError, OutputError
 from moshi_pipe.graph.format import Audio, Text
@@ -41,10 +45,10 @@ from moshi_pipe.nodes.fdb_sink import FdbSink
 from moshi_pipe.nodes.fdb_source import FdbSource
 from moshi_pipe.nodes.metrics_sink import MetricsSink
 from moshi_pipe.nodes.options import FdbSinkOptions, FdbSourceOptions, MetricsSinkOptions
+from moshi_pipe.resume import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from moshi_pipe.graph.node import SessionInput, Sink
 
@@ -260,6 +264,61 @@ def test_who_is_interrupted_stops_and_answers(bench: Bench, tmp_path: Path) -> N
     assert found["fdb_response_latency_s"] == near(sum(responses) / 2)
     assert found["take_over_rate"] == 1
     assert found["overlap_s"] == near(said.end_s - start_s)
+
+
+@needs_espeak
+def test_a_whole_run_scores_every_task(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(scripted.__file__).parent, "plugins", ignore=only_scripted)
+    spans = bench.spans
+    turn_s, broken_s = spans["candor_turn_taking"][0][1], spans["synthetic_user_interruption"][1][1]
+    at_s, later_s = after(turn_s, 0.4), after(broken_s, 0.64)
+    goes_on = [(4.4, TELLS)]
+    script: dict[str, list[tuple[float, str]]] = {
+        "candor_pause_handling-1": [],
+        "synthetic_pause_handling-1": [(2.64, ASKS)],
+        "candor_turn_taking-1": [(at_s, ASKS)],
+        "icc_backchannel-1": [(2.4, "mhm"), (4.8, "Yes")],
+        "synthetic_user_interruption-1": [(3.2, ASKS), (later_s, AGREES)],
+        **{f"{task}-1{clean}": goes_on for task in OVERLAPS for clean in ("", "-clean")},
+    }
+    seeded = {derive_seed(0, session): said for session, said in script.items()}
+    Path("script.json").write_text(json.dumps(seeded))
+
+    words = [f"source.path={bench.root}", "graph=scripted", "metric=[fdb,turns]", "seed=0"]
+    more = ["sink.metrics.vad=energy", "engine.slots=4", "--plugins-dir", "plugins"]
+    assert main(["source=fdb", "sink=[fdb]", "model=embedded", *words, *more]) == 0
+
+    found = {session: scores(Path("moshi-out"), session) for session in script}
+    assert found["candor_pause_handling-1"]["fdb_take_over"] == 0
+    assert found["candor_pause_handling-1"]["take_over_rate"] == 0
+    assert found["synthetic_pause_handling-1"]["fdb_take_over"] == 1
+    turn = found["candor_turn_taking-1"]
+    assert turn["fdb_latency_s"] == pytest.approx(at_s - turn_s, abs=1e-3)
+    assert turn["response_latency_s"] == near(at_s - turn_s)
+    assert turn["take_over_rate"] == 1
+    listens = found["icc_backchannel-1"]
+    assert listens["fdb_take_over"] == 0
+    assert listens["fdb_backchannel_rate"] == pytest.approx(2 / (1 + length_s(LONG)), abs=1e-4)
+    assert listens["model_backchannels"] == 2
+    broken = found["synthetic_user_interruption-1"]
+    assert broken["fdb_latency_s"] == pytest.approx(later_s - broken_s, abs=1e-3)
+    for task in OVERLAPS:
+        start_s, end_s = spans[task][1]
+        assert found[f"{task}-1"]["fdb_stop_latency_s"] == near(end_s - start_s)
+        assert found[f"{task}-1-clean"]["fdb_clean_stop_latency_s"] is None
+        assert found[f"{task}-1"]["overlap_s"] == near(end_s - start_s)
+    made_N, rate = soundfile.read("moshi-out/candor_turn_taking/1/output.wav", dtype="float32")
+    assert np.flatnonzero(np.abs(made_N) > 0.015)[0] / rate == pytest.approx(at_s, abs=0.003)
+    said = json.loads(Path("moshi-out/candor_turn_taking/1/output.json").read_text())
+    assert said["text"] == ASKS
+    assert said["chunks"][0]["timestamp"][0] == pytest.approx(at_s, abs=1e-3)
+
+
+def only_scripted(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if name != "scripted.py"]
 
 
 @needs_espeak
