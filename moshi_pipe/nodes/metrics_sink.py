@@ -47,7 +47,8 @@ class MetricsSink(Sink):
 
     The file holds ``metrics`` (``{name: {"value": number or null, "unit": text}}``), ``turns`` and
     ``speech`` of each side, ``events`` by kind, and ``words``, all in seconds on the time line of
-    the input. A session that was cut short is measured as far as it went.
+    the input, which begins after ``lead_s``. A session that was cut short is measured as far as it
+    went.
 
     What is kept until then is small: a number per 10 or 32 ms and side, words, and counts; with
     ``codec`` also the first ten minutes of both sides.
@@ -230,7 +231,12 @@ class MetricsSink(Sink):
             "session": session.id,
             "seed": session.seed,
             "duration_s": round(heard.duration_s, 4),
+            "lead_s": session.lead_s,
             "metrics": to_json(found),
+            "turns": {
+                "user": spans_to_json(heard.user_turns),
+                "model": spans_to_json(heard.model_turns),
+            },
         }
         if self._voices:
             record["vad"] = {
@@ -239,13 +245,9 @@ class MetricsSink(Sink):
                 "min_speech_ms": self.options.min_speech_ms,
                 "threshold": self.options.threshold,
             }
-            sides = {
-                "user": (heard.user_turns, heard.user_speech),
-                "model": (heard.model_turns, heard.model_speech),
-            }
-            record["turns"] = {name: spans_to_json(own) for name, (own, _) in sides.items()}
             record["speech"] = {
-                name: spans_to_json(speech or []) for name, (_, speech) in sides.items()
+                "user": spans_to_json(heard.user_speech or []),
+                "model": spans_to_json(heard.model_speech or []),
             }
             events = turn_events(heard)
             record["events"] = {

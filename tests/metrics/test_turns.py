@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from moshi_pipe.metrics import turns
-from moshi_pipe.metrics.conversation import Conversation, to_json, turn_events, turn_metrics
+from moshi_pipe.metrics.conversation import (
+    Conversation,
+    to_json,
+    turn_events,
+    turn_metrics,
+    word_metrics,
+)
 from moshi_pipe.metrics.words import (
     TimedWord,
     articulation_rate_wpm,
@@ -160,6 +166,25 @@ def test_a_whole_conversation() -> None:
         "user_backchannels": 0,
         "model_backchannels": 1,
         "model_backchannel_rate": 3,
+    }
+
+
+def test_words_of_both_sides_are_counted() -> None:
+    heard = Conversation(
+        20.0,
+        user_speech=[(0, 2), (3, 4)],
+        model_speech=[(5, 7)],
+        user_words=words((0, 1), (1, 2), (3, 4)),
+        model_words=words((5, 5.5), (6.5, 7)),
+    )
+
+    assert {name: value for name, (value, _) in word_metrics(heard).items()} == {
+        "user_words": 3,
+        "user_speaking_rate_wpm": 45,
+        "user_articulation_rate_wpm": 60,
+        "model_words": 2,
+        "model_speaking_rate_wpm": 60,
+        "model_articulation_rate_wpm": 60,
     }
 
 

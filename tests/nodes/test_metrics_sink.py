@@ -144,7 +144,8 @@ def test_tokens_and_codes_are_counted(tmp_path: Path) -> None:
         "code_entropy_bits": 1,
         "code_usage": 5 / 16,
     }
-    assert "turns" not in written(tmp_path)
+    assert written(tmp_path)["turns"] == {"user": [], "model": []}  # nobody listened
+    assert "speech" not in written(tmp_path)
 
 
 def test_a_round_trip_is_measured(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_times_are_those_of_the_input_without_lead_and_padding(tmp_path: Path) -
     play(info, sides, turns=True, end=SessionEnd(50, padding_s=0.05))
 
     record = written(tmp_path)
-    assert record["duration_s"] == 2.95
+    assert (record["duration_s"], record["lead_s"]) == (2.95, 1.0)
     assert record["speech"]["user"] == near((0.5, 2.95))
 
 
