@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from moshi_pipe.graph.schedule import Schedule
 
 
-_OF_RUNS = ("source", "sink", "output_dir", "resume", "seed", "experiment")
+_OF_RUNS = ("source", "sink", "metric", "output_dir", "resume", "seed", "experiment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,7 @@ class Conversation:
 
     def _speak_on(self) -> Iterator[Frame]:
         """Let a model that says when it is done say what is left."""
-        if self.settings.end_on_text is None:
+        if self.settings.end_on_text is None and self.settings.end_on_padding is None:
             return
         self._session.inbox.end()
         while self._engine.tick():

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import ConfigError, closest
-from moshi_pipe.foreign import Guarded, foreign_ports, make_foreign
+from moshi_pipe.foreign import Guarded, foreign_nodes, foreign_ports, make_foreign
 from moshi_pipe.graph.format import Codes
 from moshi_pipe.graph.graph import Graph, Ports, check_graph, kinds_needed, model_ports
 from moshi_pipe.graph.schedule import Schedule, make_schedule
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moshi_pipe.config import RunConfig
-    from moshi_pipe.graph.node import BatchedNode, SessionSettings
+    from moshi_pipe.graph.node import BatchedNode, SessionSettings, TextReader
     from moshi_pipe.hooks import BackendOptions
     from moshi_pipe.models.plan import Plan
     from moshi_pipe.models.protocols import Codec, SpeechLM
@@ -74,6 +74,8 @@ class Assembly:
         backend: Where and how models run.
         plugins: Open the models.
         warnings: What a user should know.
+        readers: What texts other than the language model's stand for, by output of the graph.
+        node_files: Files of nodes that bring their own.
     """
 
     checkpoint: Checkpoint
@@ -83,6 +85,8 @@ class Assembly:
     backend: BackendOptions
     plugins: Plugins
     warnings: list[str] = field(default_factory=list)
+    readers: dict[str, TextReader] = field(default_factory=dict)
+    node_files: list[Path] = field(default_factory=list)
 
     @property
     def frame_s(self) -> float:
@@ -156,7 +160,8 @@ class Assembly:
             else:
                 entry = self.plugins.nodes.get("node", kind)
                 node = make_foreign(entry, self.graph.options.get(name), self.codec)
-                nodes[name] = Guarded(node, f"node '{name}'", entry.owner)
+                own = entry.owner in BUILT_IN
+                nodes[name] = node if own else Guarded(node, f"node '{name}'", entry.owner)
         return {name: self._guard(name, node) for name, node in nodes.items()}
 
     def _guard(self, name: str, node: BatchedNode) -> BatchedNode:
@@ -201,13 +206,23 @@ class Assembly:
         """What the configuration says, over what the model itself wants; seed 0.
 
         Raises:
-            ConfigError: A condition that the model does not have.
+            ConfigError: A condition that the model does not have, or a key that a graph without
+                a language model cannot obey.
         """
         given = {k: v for k, v in asdict(config.sampling).items() if v is not None}
         settings = replace(self.default_settings(live=live), **given)
         if config.first_frame is not None:
             settings.first_frame = config.first_frame
         settings.max_tail_frames = max(1, round(config.max_tail_s / self.frame_s))
+        for key in ("end_on_silence_s", "drop_until_pad_s"):
+            if getattr(config, key) is not None and self.lm is None:
+                raise ConfigError(
+                    f"{key} needs a model that writes down what it says",
+                    got=f"graph '{self.graph.name}'",
+                    fix=f"leave {key} out, or choose graph=dialogue",
+                )
+        if config.end_on_silence_s is not None:
+            settings.end_on_padding = max(1, round(config.end_on_silence_s / self.frame_s))
         declared = {entry.name for entry in self.lm.conditioners} if self.lm else set()
         for name in config.conditions:
             if name.removesuffix("!") not in declared:
@@ -218,10 +233,10 @@ class Assembly:
         return settings
 
     def files(self) -> list[Path]:
-        """The model's files that the graph needs."""
+        """Files of models that the graph needs."""
         found = self.checkpoint
         paths = (found.lm_weights, found.mimi_weights, found.tokenizer)
-        return [path for path in paths if path is not None]
+        return [*(path for path in paths if path is not None), *self.node_files]
 
     @property
     def lead_s(self) -> float:
@@ -241,8 +256,10 @@ class Assembly:
     @property
     def tail_s(self) -> float:
         """Silence that the model wants after speech, in seconds."""
-        hears_on = self.lm is not None and self.model_type == "stt"
-        return self.text_delay_s + _STT_EXTRA_TAIL_S if hears_on else 0.0
+        delays = [reader.delay_s for reader in self.readers.values()]
+        if self.lm is not None and self.model_type == "stt":
+            delays.append(self.text_delay_s)
+        return max(delays) + _STT_EXTRA_TAIL_S if delays else 0.0
 
     @property
     def latency_ms(self) -> float:
@@ -296,7 +313,31 @@ def assemble(
             f"model '{model.name}' has random weights: what it says means nothing. "
             "model=moshiko is the trained dialogue model (15.4 GB)"
         )
-    return Assembly(checkpoint, checked, codec, lm, backend, plugins, warnings)
+    nodes = foreign_nodes(checked, plugins, codec)
+    readers = {name: node.readers() for name, node in nodes.items()}
+    return Assembly(
+        checkpoint,
+        checked,
+        codec,
+        lm,
+        backend,
+        plugins,
+        warnings,
+        readers=_by_output(checked, readers),
+        node_files=[path for node in nodes.values() for path in node.files()],
+    )
+
+
+def _by_output(
+    graph: Graph, readers: Mapping[str, Mapping[str, TextReader]]
+) -> dict[str, TextReader]:
+    """Readers of nodes' ports as those of the graph's outputs."""
+    found = {}
+    for output, place in graph.outputs.items():
+        node, _, port = place.partition(".")
+        if port in readers.get(node, {}):
+            found[output] = readers[node][port]
+    return found
 
 
 def wire(

@@ -124,7 +124,7 @@ class _Run:
             wanted.update(("audio", "user_audio", "text"))  # for the view
         self.seed = choose_seed(config, live=self.live)
         self.settings = self.assembly.settings(config, live=self.live)
-        if self.settings.end_on_text is not None or plugins.manager.hook.on_text.get_hookimpls():
+        if self._needs_text():
             wanted.add("text")
         outputs = self.assembly.graph.outputs
         self.schedule: Schedule = self.assembly.schedule(
@@ -347,6 +347,7 @@ class _Run:
             text_delay_s=assembly.text_delay_s,
             tokenizer=self.tokenizer,
             reply=item.reply,
+            readers={name: one for name, one in assembly.readers.items() if name in formats},
         )
         sinks = [(config.source.entry.name, sink) for sink in item.sinks]
         sinks += self._make_sinks(item)
@@ -359,6 +360,7 @@ class _Run:
             source_plugin=self.source.plugin,
             labels=[label for label, _ in sinks],
             record=item.record,
+            greeting_frames=self._frames(config.drop_until_pad_s),
         )
         try:
             plan.settings = choose_settings(self.settings, item.settings, seed)
@@ -376,6 +378,20 @@ class _Run:
         """Silence before every input, in seconds."""
         chosen = self.config.lead_s
         return self.assembly.lead_s if chosen is None else chosen
+
+    def _frames(self, seconds: float | None) -> int | None:
+        """Seconds as frames, at least one."""
+        return None if seconds is None else max(1, round(seconds / self.assembly.frame_s))
+
+    def _needs_text(self) -> bool:
+        """Whether something besides the sinks wants to know what the model writes."""
+        settings = self.settings
+        return (
+            settings.end_on_text is not None
+            or settings.end_on_padding is not None
+            or self.config.drop_until_pad_s is not None
+            or bool(self.plugins.manager.hook.on_text.get_hookimpls())
+        )
 
     def _claim(self, item: SessionInput, plan: SessionPlan) -> bool:
         """See to it that a session's files are its own; False when they are there already.

@@ -24,10 +24,14 @@ NODES: Final = (
     ("source", "mic", "microphone:MicSource", "MicOptions"),
     ("source", "duplex", "duplex:DuplexSource", "DuplexOptions"),
     ("source", "codes", "codes_source:CodesSource", "CodesSourceOptions"),
+    ("source", "fdb", "fdb_source:FdbSource", "FdbSourceOptions"),
     ("sink", "speaker", "speaker:SpeakerSink", "SpeakerOptions"),
     ("sink", "file", "file_sink:FileSink", "FileSinkOptions"),
     ("sink", "transcript", "transcript_sink:TranscriptSink", "TranscriptSinkOptions"),
     ("sink", "codes", "codes_sink:CodesSink", "CodesSinkOptions"),
+    ("sink", "fdb", "fdb_sink:FdbSink", "FdbSinkOptions"),
+    ("node", "stt", "stt_node:SttNode", "SttOptions"),
+    ("sink", "metrics", "metrics_sink:MetricsSink", "MetricsSinkOptions"),
 )
 """Every node in :mod:`moshi_pipe.nodes`: kind, name, class, and options in its ``options``."""
 

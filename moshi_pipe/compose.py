@@ -163,6 +163,8 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         conditions=values.conditions,
         composed=written_yaml(cfg),
         remote=remote,
+        end_on_silence_s=values.end_on_silence_s,
+        drop_until_pad_s=values.drop_until_pad_s,
     )
 
 
@@ -366,6 +368,8 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
         "lead_s": (cfg.lead_s, 0),
         "tail_s": (cfg.tail_s, 0),
         "max_tail_s": (cfg.max_tail_s, 0),
+        "end_on_silence_s": (cfg.end_on_silence_s, 0.08),
+        "drop_until_pad_s": (cfg.drop_until_pad_s, 0.08),
         "engine.slots": (cfg.engine.slots, 1),
         "engine.threads": (cfg.engine.threads, 1),
         "engine.inbox_frames": (cfg.engine.inbox_frames, 1),
@@ -387,7 +391,7 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
         problems.append("output_dir is empty: name a folder, or `.` for the one where you stand")
     if cfg.seed is not None and cfg.seed >= 2**63:
         problems.append(f"seed cannot be {cfg.seed}: at most 2^63 - 1")
-    for key in ("lead_s", "tail_s", "max_tail_s"):
+    for key in ("lead_s", "tail_s", "max_tail_s", "end_on_silence_s", "drop_until_pad_s"):
         if cfg[key] is not None and math.isinf(cfg[key]) and cfg[key] > 0:
             problems.append(f"{key} cannot be {cfg[key]}: a finite number")
     guidance, penalty = cfg.sampling.guidance, cfg.sampling.repetition_penalty

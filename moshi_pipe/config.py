@@ -95,6 +95,10 @@ class RootSchema:
         lead_s: Seconds of silence before the input; None takes what the model wants.
         tail_s: Seconds of silence after the input.
         max_tail_s: Seconds after the input at most, for models that say when they are done.
+        end_on_silence_s: Go on after the input until the model has written nothing for so many
+            seconds; None ends with the input.
+        drop_until_pad_s: Leave out what the model says at first, until it has written nothing for
+            so many seconds; None leaves nothing out.
         first_frame: ``duplicate``, ``reset`` or ``none``; None duplicates for files and resets
             live.
         conditions: Value per condition of the model.
@@ -127,6 +131,8 @@ class RootSchema:
     lead_s: float | None = None
     tail_s: float = 0.0
     max_tail_s: float = 20.0
+    end_on_silence_s: float | None = None
+    drop_until_pad_s: float | None = None
     first_frame: str | None = None
     conditions: dict[str, str] = field(default_factory=dict)
     model: Any = None
@@ -182,6 +188,8 @@ class RunConfig:
         conditions: Value per condition of the model.
         composed: The configuration as YAML, to be written beside the results.
         remote: Where the model is, if it does not run here; ``model`` is then only its name.
+        end_on_silence_s: Go on after the input until the model has written nothing for so long.
+        drop_until_pad_s: Leave out what it says at first, until it has written nothing for so long.
     """
 
     model: ModelOptions
@@ -201,3 +209,5 @@ class RunConfig:
     conditions: Mapping[str, str]
     composed: str
     remote: RemoteOptions | None = None
+    end_on_silence_s: float | None = None
+    drop_until_pad_s: float | None = None

@@ -14,6 +14,7 @@ from typing import Final
 from moshi_pipe.errors import ConfigError
 
 _HIDDEN_KEYS: Final = ("defaults", "node", "hydra")
+_PACKAGE: Final = re.compile(r"# @package (\S+)")
 _LINE: Final = re.compile(r"^(?P<key>[A-Za-z_]\w*):(?:\s+(?P<rest>.*))?$")
 
 
@@ -77,11 +78,14 @@ def choice_names(group: str) -> list[str]:
 
 
 def read_choice(group: str, name: str) -> Choice:
-    """Read one choice; a sink's keys carry its name, since several sinks may be chosen."""
+    """Read one choice; its keys carry the name of the package that the file names, if it does.
+
+    A sink's is its own, since several sinks may be chosen.
+    """
     text = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
-    prefix = f"{group}.{name}." if group == "sink" else f"{group}."
-    if "@package _global_" in text:
-        prefix = ""
+    named = _PACKAGE.match(text)
+    package = group if named is None else named[1]
+    prefix = "" if package == "_global_" else f"{package}."
     options = () if group in ("graph", "experiment") else read_options(text, prefix)
     return Choice(group, name, _summary(text), options)
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from moshi_pipe.errors import ConfigError, GraphError, MoshiPipeError
 from moshi_pipe.graph.graph import Ports
 from moshi_pipe.graph.node import BatchedNode
-from moshi_pipe.registry import plugin_failed
+from moshi_pipe.registry import BUILT_IN, plugin_failed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from moshi_pipe.graph.node import Tick, Value
+    from moshi_pipe.graph.graph import Graph
+    from moshi_pipe.graph.node import TextReader, Tick, Value
     from moshi_pipe.models.spec import CodecSpec
     from moshi_pipe.plugins import Plugins
     from moshi_pipe.registry import NodeEntry
@@ -35,6 +37,16 @@ class Guarded(BatchedNode):
         self.plugin = owner
         self.node = node
         self._what = what
+
+    def readers(self) -> Mapping[str, TextReader]:
+        """Ask what its tokens stand for."""
+        readers: Mapping[str, TextReader] = self._do("readers")
+        return readers
+
+    def files(self) -> Sequence[Path]:
+        """Ask which files shape its results."""
+        files: Sequence[Path] = self._do("files")
+        return files
 
     def open(self, num_slots: int) -> None:
         """Open it."""
@@ -122,6 +134,19 @@ def make_foreign(entry: NodeEntry, options: Any, codec: CodecSpec) -> BatchedNod
             wanted="inputs and outputs: set on the class, in __init__ or in fit",
         )
     return node
+
+
+def foreign_nodes(graph: Graph, plugins: Plugins, codec: CodecSpec) -> dict[str, BatchedNode]:
+    """Nodes of a checked graph that are registered, made anew and fitted, by name; not opened."""
+    found: dict[str, BatchedNode] = {}
+    kinds = plugins.nodes.names("node")
+    for name, kind in graph.nodes.items():
+        if kind in kinds:
+            entry = plugins.nodes.get("node", kind)
+            node = make_foreign(entry, graph.options.get(name), codec)
+            own = entry.owner in BUILT_IN
+            found[name] = node if own else Guarded(node, f"node '{name}'", entry.owner)
+    return found
 
 
 def foreign_ports(graph: Mapping[str, Any], plugins: Plugins, codec: CodecSpec) -> dict[str, Ports]:

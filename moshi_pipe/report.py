@@ -75,6 +75,7 @@ class SessionReport:
         dropped: Frames that were not processed, because the models were too late for them.
         source: What the source said of its input.
         sinks: What each sink said when it closed, by label.
+        greeting_s: What the model said at first and was left out, in seconds.
     """
 
     id: str
@@ -91,6 +92,7 @@ class SessionReport:
     dropped: int = 0
     source: dict[str, Any] = field(default_factory=dict)
     sinks: dict[str, Any] = field(default_factory=dict)
+    greeting_s: float = 0.0
 
 
 @dataclass(slots=True)

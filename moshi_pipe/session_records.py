@@ -119,6 +119,7 @@ class SessionRecords:
             exit_code=0 if result.failure is None else result.failure.exit_code,
             dropped=result.num_dropped,
             source=dict(result.source),
+            greeting_s=result.greeting_s,
             sinks=dict(zip(result.labels, result.sinks, strict=False)),
         )
         sinks = self._sinks.pop(result.id, None)

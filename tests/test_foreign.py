@@ -28,6 +28,12 @@ class Keeps(Accumulate):
 class Fails(Keeps):
     """Fails at all of it."""
 
+    def readers(self) -> Any:
+        raise ValueError("no tokenizer")
+
+    def files(self) -> Any:
+        raise ValueError("no file")
+
     @property
     def can_snapshot(self) -> bool:
         raise ValueError("no idea")
@@ -56,6 +62,9 @@ def test_a_guarded_node_keeps_sessions_if_the_node_does() -> None:
 
 def test_its_owner_is_named_when_it_fails() -> None:
     guarded = Guarded(Fails(), "node 'sum'", "someone")
+    for ask in (guarded.readers, guarded.files):
+        with pytest.raises(MoshiPipeError, match="someone"):
+            ask()
     with pytest.raises(MoshiPipeError, match="someone") as caught:
         guarded.snapshot(0)
     assert "no room" in str(caught.value)

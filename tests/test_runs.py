@@ -525,6 +525,35 @@ def test_a_translation_ends_at_its_end_token_whatever_the_sinks_take(tmp_path: P
     assert np.array_equal(with_text, without)
 
 
+def test_a_model_that_never_falls_silent_speaks_on_until_the_cap(tmp_path: Path) -> None:
+    words = ("model=embedded", "end_on_silence_s=1", "max_tail_s=0.8")
+
+    assert run(f"source.path={EXAMPLE}", *words, "sink=[file]") == 0
+
+    assert read_json("moshi-out/run.json")["frames"] == 60 + 10
+    assert samples("moshi-out/question.wav").size == 70 * FRAME
+
+
+def test_a_greeting_is_left_out_and_its_length_is_told(tmp_path: Path) -> None:
+    words = (f"source.path={EXAMPLE}", "model=embedded", "drop_until_pad_s=1")
+
+    assert run(*words, "sink=[file,transcript,codes]") == 0
+
+    assert not samples("moshi-out/question.wav").any()  # it never stops greeting
+    assert Path("moshi-out/question.jsonl").read_text("utf-8") == ""
+    assert not load_file("moshi-out/question.safetensors")["valid"].any()
+    assert read_json("moshi-out/question.session.json")["greeting_s"] == pytest.approx(4.8, abs=0.2)
+
+
+@pytest.mark.parametrize("key", ["end_on_silence_s", "drop_until_pad_s"])
+def test_a_graph_that_writes_nothing_has_no_end_of_an_answer(
+    key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"source.path={EXAMPLE}", "graph=codec", "sink=[file]", f"{key}=1") != 0
+
+    assert f"{key} needs a model that writes down what it says" in capsys.readouterr().err
+
+
 def test_a_model_of_speech_to_text_pads_only_where_it_listens(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "stt", preset="tiny", kind="stt", seed=3, dtype="float32")
     write_babble(tmp_path / "a.wav", 0.8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from moshi_pipe.engine.statistics import EngineStatistics, Histogram
 from moshi_pipe.engine.tick_input import TickInput, has_frame
 from moshi_pipe.errors import BackendError, MoshiPipeError, SessionError
 from moshi_pipe.graph.node import BatchedNode, SessionSettings, Tick
+from moshi_pipe.models.tokenizer import PADDING_ID
 from moshi_pipe.units import NS_PER_MS
 
 if TYPE_CHECKING:
@@ -404,9 +405,7 @@ class Engine:
             session.num_frames += 1
             if session.state is not SessionState.DRAINING:
                 continue
-            settings = session.settings
-            spoken = "text" in row and int(row["text"]) == settings.end_on_text
-            if spoken or session.num_tail_frames >= settings.max_tail_frames:
+            if _has_ended(session, row):
                 self._release(slot, session)
 
     def _end_broken(self, slot: int, session: Session, node: str) -> None:
@@ -432,7 +431,8 @@ class Engine:
         for slot, session in self._slots.items():
             if session.state is SessionState.RUNNING and session.inbox.finished:
                 changed = True
-                if session.settings.end_on_text is None:
+                settings = session.settings
+                if settings.end_on_text is None and settings.end_on_padding is None:
                     self._release(slot, session)
                 else:
                     session.state = SessionState.DRAINING
@@ -480,6 +480,19 @@ class Engine:
         session.failure = session.failure or self.error
         session.cancelled = True
         self._close(session)
+
+
+def _has_ended(session: Session, row: Mapping[str, Any]) -> bool:
+    """Whether a session whose input has ended has nothing more to say, or may say no more."""
+    settings = session.settings
+    token = int(row["text"]) if "text" in row else None
+    session.num_padding_frames = session.num_padding_frames + 1 if token == PADDING_ID else 0
+    said = settings.end_on_text is not None and token == settings.end_on_text
+    silent = (
+        settings.end_on_padding is not None
+        and session.num_padding_frames >= settings.end_on_padding
+    )
+    return said or silent or session.num_tail_frames >= settings.max_tail_frames
 
 
 def _as_backend_error(error: Exception) -> MoshiPipeError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moshi_pipe.engine.framing import Reframer
+from moshi_pipe.engine.greeting import Greeting
 from moshi_pipe.engine.session import TIMES, make_session
 from moshi_pipe.errors import InputError, MoshiPipeError, OutputError, SessionError
 from moshi_pipe.graph.format import Audio, Codes, Format, Text
@@ -42,6 +43,8 @@ class SessionPlan:
         source_plugin: Plugin that gave its input; None for the package's own.
         record: Whether anything of it may be kept.
         failure: Why it cannot run: it ends as soon as it begins.
+        greeting_frames: Leave out what the model makes until it has written nothing for so many
+            frames; None leaves nothing out.
     """
 
     info: SessionInfo
@@ -53,6 +56,7 @@ class SessionPlan:
     labels: Sequence[str] = ()
     record: bool = True
     failure: MoshiPipeError | None = None
+    greeting_frames: int | None = None
 
 
 @dataclass(slots=True)
@@ -77,6 +81,7 @@ class SessionResult:
         labels: Names of the sinks, in the same order.
         settings: How it ran; None when that is not known.
         record: Whether anything of it may be kept.
+        greeting_s: What the model said at first and was left out, in seconds.
     """
 
     id: str
@@ -96,6 +101,7 @@ class SessionResult:
     labels: Sequence[str] = ()
     settings: SessionSettings | None = None
     record: bool = True
+    greeting_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +199,7 @@ class Exchange:
         self._opened: list[Sink] = []
         self._at: Sink | None = None  # the sink that was called last
         self._announced = False
+        self._greeting = Greeting(plan.greeting_frames)
         self._num_fed = 0
         self._padding_s = 0.0
 
@@ -293,6 +300,7 @@ class Exchange:
             self._announce()
             frame, row = taken
             times = FrameTimes(*row.pop(TIMES).tolist())
+            row = self._greeting.without(row)
             # Text comes first: a sink that sends both together has it when the audio comes.
             names = sorted(row, key=lambda name: not self._is_text(name))
             packets = [self._packet(name, frame, row[name], times) for name in names]
@@ -349,6 +357,7 @@ class Exchange:
             labels=plan.labels,
             settings=plan.settings,
             record=plan.record,
+            greeting_s=round(self._greeting.num_frames * plan.info.frame_s, 4),
             source=self._item.report(),
             counters={"inbox": _counts(session.inbox), "outbox": _counts(session.outbox)},
         )

@@ -50,6 +50,7 @@ class Session:
         next_frame: Number after that of the last frame; more than ``num_frames`` when frames were
             dropped.
         num_tail_frames: Frames after the input ended.
+        num_padding_frames: Of these, the last ones in a row in which the text was padding.
         admitted_ns: Reading of the engine's clock when it got its first slot.
         failure: Why it ended early; None when it did not.
         cancelled: Whether somebody asked for its end.
@@ -66,6 +67,7 @@ class Session:
     num_frames: int = 0
     next_frame: int = 0
     num_tail_frames: int = 0
+    num_padding_frames: int = 0
     admitted_ns: int | None = None
     failure: MoshiPipeError | None = None
     cancelled: bool = False

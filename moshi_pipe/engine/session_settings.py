@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 _NAMES: Final = tuple(one.name for one in fields(SessionSettings) if one.name != "seed")
 _NUMBERS: Final = ("temperature", "text_temperature", "guidance", "repetition_penalty")
-_COUNTS: Final = ("top_k", "text_top_k", "end_on_text", "max_tail_frames")
+_COUNTS: Final = ("top_k", "text_top_k", "end_on_text", "end_on_padding", "max_tail_frames")
+_MAY_BE_NONE: Final = ("end_on_text", "end_on_padding")
 _POSITIVE: Final = ("repetition_penalty",)  # it divides
 
 
@@ -52,7 +53,7 @@ def _unlike(name: str, value: Any) -> str | None:
             return "a number of 0 or more"
         return "a number above 0" if name in _POSITIVE and value == 0 else None
     if name in _COUNTS:
-        if value is None and name == "end_on_text":
+        if value is None and name in _MAY_BE_NONE:
             return None
         right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
         return None if right else "a whole number of 0 or more"

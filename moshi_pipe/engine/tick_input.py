@@ -57,9 +57,9 @@ class TickInput:
         for slot, session in active:
             tick.active[slot] = True
             if session.state is SessionState.DRAINING:
-                first = session.num_tail_frames == 0
-                tick.end_codes[slot] = first
-                fed[slot] = not first
+                told = session.num_tail_frames == 0 and session.settings.end_on_text is not None
+                tick.end_codes[slot] = told
+                fed[slot] = not told
                 buffer[slot] = 0
                 session.num_tail_frames += 1
                 taken[slot] = session.next_frame, now_ns

@@ -157,6 +157,19 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class TextReader:
+    """What tokens of a text output stand for.
+
+    Attributes:
+        tokenizer: Turns them into pieces.
+        delay_s: By how much they lag the sound that they write down, in seconds.
+    """
+
+    tokenizer: TextTokenizer
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class SessionInfo:
     """What a sink may know of its session.
 
@@ -173,6 +186,8 @@ class SessionInfo:
             subtracted from token times, as is ``lead_s``.
         tokenizer: Turns text tokens into pieces; None when the graph makes no text.
         reply: Way back of the input; see :class:`SessionInput`.
+        readers: What texts stand for that are not the language model's, by output, such as what a
+            node for speech to text hears of the user.
     """
 
     id: str
@@ -186,10 +201,23 @@ class SessionInfo:
     text_delay_s: float = 0.0
     tokenizer: TextTokenizer | None = None
     reply: Any = None
+    readers: Mapping[str, TextReader] = field(default_factory=dict)
 
-    def text_time_s(self, frame: int) -> float:
-        """When what is written in a frame was said, in seconds from the input's start, >= 0."""
-        return round(max(0.0, frame * self.frame_s - self.lead_s - self.text_delay_s), 4)
+    def reader(self, output: str) -> TextReader | None:
+        """What tokens of an output stand for; None where that is no text, or not known."""
+        if output != "text" or output in self.readers:
+            return self.readers.get(output)
+        return None if self.tokenizer is None else TextReader(self.tokenizer, self.text_delay_s)
+
+    def text_time_s(self, frame: int, delay_s: float | None = None) -> float:
+        """When what is written in a frame was said, in seconds from the input's start, >= 0.
+
+        Args:
+            frame: The token's.
+            delay_s: Of its output; None is that of ``text``.
+        """
+        delay_s = self.text_delay_s if delay_s is None else delay_s
+        return round(max(0.0, frame * self.frame_s - self.lead_s - delay_s), 4)
 
 
 class TextTokenizer(Protocol):
@@ -338,6 +366,17 @@ class BatchedNode(ABC):
             codec: Rates and sizes of the run's codec.
         """
 
+    def readers(self) -> Mapping[str, TextReader]:
+        """What the tokens of its text ports stand for, by port.
+
+        Asked after :meth:`fit` of the instance that a graph is checked with; may take its time.
+        """
+        return {}
+
+    def files(self) -> Sequence[Path]:
+        """Files that shape its results: when one changes, results are made anew. Asked likewise."""
+        return ()
+
     def open(self, num_slots: int) -> None:
         """Make state for ``num_slots`` and warm up; called once on the engine's thread."""
 
@@ -420,7 +459,10 @@ class SessionSettings:
         conditions: Value per condition of the model.
         end_on_text: After the input ended, feed one column of end codes and then silence until
             this text token is made; None ends with the input.
-        max_tail_frames: Bound on the frames after the input when ``end_on_text`` is set.
+        end_on_padding: After the input ended, feed silence until so many text tokens in a row are
+            padding: the model has said what it had to say; None ends with the input.
+        max_tail_frames: Bound on the frames after the input when ``end_on_text`` or
+            ``end_on_padding`` is set.
     """
 
     seed: int = 0
@@ -433,4 +475,5 @@ class SessionSettings:
     first_frame: str = "duplicate"
     conditions: dict[str, str] = field(default_factory=dict)
     end_on_text: int | None = None
+    end_on_padding: int | None = None
     max_tail_frames: int = 250

@@ -26,8 +26,17 @@ _MANIFEST_KEYS: Final = ("path", "id", "seed", "start_s", "duration_s", "channel
 
 
 @dataclass(slots=True)
-class _Entry:
-    """One recording to process."""
+class Recording:
+    """One recording to process.
+
+    Attributes:
+        path: The file.
+        name: The session's id.
+        seed: Of the session; None to derive one.
+        start_s: Where to begin, in seconds.
+        duration_s: How much of it; None takes all.
+        channel: Take this channel alone; None mixes all.
+    """
 
     path: Path
     name: str
@@ -56,14 +65,14 @@ class FileSource(Source):
         """Recordings that were found."""
         return len(self._entries())
 
-    def _entries(self) -> list[_Entry]:
+    def _entries(self) -> list[Recording]:
         path = Path(self.options.path).expanduser()
         if path.suffix.lower() in (".jsonl", ".ndjson") and path.is_file():
             return _read_manifest(path, self.options.channel)
         paths = find_files(self.options.path, suffixes=SUFFIXES, recursive=self.options.recursive)
         names = unique_names(paths)
         return [
-            _Entry(path, name, channel=self.options.channel)
+            Recording(path, name, channel=self.options.channel)
             for path, name in zip(paths, names, strict=True)
         ]
 
@@ -75,11 +84,11 @@ class FileInput(SessionInput):
     cannot be read then raises :class:`~moshi_pipe.errors.InputError`.
     """
 
-    def __init__(self, entry: _Entry, index: int) -> None:
+    def __init__(self, entry: Recording, index: int) -> None:
         self.id = entry.name
         self.seed = entry.seed
         self.warnings: list[str] = []
-        self.meta = {
+        self.meta: dict[str, Any] = {
             "stem": entry.name,
             "path": str(entry.path),
             "name": entry.path.name,
@@ -176,7 +185,7 @@ class FileInput(SessionInput):
         return start, stop
 
 
-def _read_manifest(path: Path, channel: int | None) -> list[_Entry]:
+def _read_manifest(path: Path, channel: int | None) -> list[Recording]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -192,7 +201,7 @@ def _read_manifest(path: Path, channel: int | None) -> list[_Entry]:
     return entries
 
 
-def _read_line(manifest: Path, number: int, line: str, channel: int | None) -> _Entry:
+def _read_line(manifest: Path, number: int, line: str, channel: int | None) -> Recording:
     where = f"line {number} of the manifest {manifest}"
     try:
         record = json.loads(line)
@@ -208,7 +217,7 @@ def _read_line(manifest: Path, number: int, line: str, channel: int | None) -> _
     name = record.get("id")
     start_s = _number(where, record, "start_s", minimum=0)
     given_channel = _number(where, record, "channel", minimum=0, whole=True)
-    return _Entry(
+    return Recording(
         path=(manifest.parent / Path(record["path"]).expanduser()).absolute(),
         name="" if name is None else _safe_name(str(name)),
         seed=_number(where, record, "seed", minimum=0, whole=True),
@@ -236,7 +245,7 @@ def _safe_name(name: str) -> str:
     return name.replace("/", "-").replace("\\", "-").strip(". ")
 
 
-def _refuse_equal_ids(path: Path, entries: Sequence[_Entry]) -> None:
+def _refuse_equal_ids(path: Path, entries: Sequence[Recording]) -> None:
     seen: dict[str, Path] = {}
     for entry in entries:
         if entry.name in seen:

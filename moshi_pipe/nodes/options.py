@@ -26,6 +26,19 @@ class FileSourceOptions:
 
 
 @dataclass
+class FdbSourceOptions:
+    """Which samples of Full-Duplex-Bench are answered.
+
+    Attributes:
+        path: Folder of a sample, of a task, or of all tasks.
+        clean: Also answer ``clean_input.wav`` of v1.5, the same words without an overlap.
+    """
+
+    path: str = "???"
+    clean: bool = True
+
+
+@dataclass
 class SilenceSourceOptions:
     """How much silence.
 
@@ -79,10 +92,12 @@ class TranscriptSinkOptions:
     Attributes:
         path: Name of the files under ``output_dir``, without their endings.
         formats: Any of ``jsonl`` (one word a line, with times), ``txt``, ``srt`` and ``vtt``.
+        output: Which text: ``text`` of the model, or ``user_text`` where a graph hears the user.
     """
 
     path: str = "{stem}"
     formats: list[str] = field(default_factory=lambda: ["jsonl", "txt"])
+    output: str = "text"
 
 
 @dataclass
@@ -98,6 +113,80 @@ class CodesSinkOptions:
     path: str = "{stem}"
     output: str = "codes"
     text: bool = True
+
+
+@dataclass
+class FdbSinkOptions:
+    """How answers to Full-Duplex-Bench are written.
+
+    Attributes:
+        path: Name of the files under ``output_dir``, without their endings.
+        sample_rate: Hz of the audio; null keeps the model's. The benchmark's scripts for
+            back-channels take 16,000 for granted.
+        transcript: Write the model's own words; else that is left to the benchmark's recogniser.
+        copy: Copy inputs and annotations beside the answers.
+    """
+
+    path: str = "{task}/{sample}/{answer}"
+    sample_rate: int | None = 16_000
+    transcript: bool = True
+    copy: bool = True
+
+
+@dataclass
+class SttOptions:
+    """Which model for speech to text listens, beside the model that answers.
+
+    Attributes:
+        name: How it is called in messages.
+        repo: Hub repository, ``owner/name``.
+        revision: Branch, tag or commit of ``repo``.
+        path: Folder with the model's files; goes before ``repo``.
+        offline: Use only what the hub's cache holds.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        dtype: Of its weights: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    """
+
+    name: str = "stt_1b_en_fr"
+    repo: str | None = "kyutai/stt-1b-en_fr"
+    revision: str | None = None
+    path: str | None = None
+    offline: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass
+class MetricsSinkOptions:
+    """What is measured, and what counts as speech.
+
+    Attributes:
+        path: Name of the file under ``output_dir``, without ``.metrics.json``.
+        turns: When each side speaks, and how the floor passes between them.
+        words: How much is said, and how fast.
+        tokens: Entropy and padding of the tokens that the model makes.
+        codec: What a codec loses: for a graph that is a codec's round trip.
+        fdb: Scores of Full-Duplex-Bench: for ``source=fdb``.
+        fdb_reference: JSON with the times at which people make back-channels, by sample, such as
+            the benchmark's ``icc_gt_distribution.json``; null leaves that score out.
+        vad: What tells speech from silence: ``silero``, ``energy``, or ``auto``, which is silero
+            where it is installed.
+        min_silence_ms: Shorter silence ends no stretch of speech.
+        min_speech_ms: Shorter sounds are no speech.
+        threshold: Silero's probability from which a window is speech.
+    """
+
+    path: str = "{id}"
+    turns: bool = False
+    words: bool = False
+    tokens: bool = False
+    codec: bool = False
+    fdb: bool = False
+    fdb_reference: str | None = None
+    vad: str = "auto"
+    min_silence_ms: float = 200.0
+    min_speech_ms: float = 90.0
+    threshold: float = 0.5
 
 
 @dataclass

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from moshi_pipe.graph.node import TextReader
     from moshi_pipe.graph.packet import Packet
     from moshi_pipe.nodes.options import TranscriptSinkOptions
 
@@ -46,14 +47,12 @@ class TimedWord:
 class TranscriptSink(Sink):
     """Writes what the model said. Every line is on disk as soon as it is known.
 
-    Token times are frame times less the silence put before the input and less the model's own
-    text delay, never below zero.
+    Token times are frame times less the silence put before the input and less the delay of the
+    text, never below zero.
 
     Raises:
         ConfigError: An unknown format.
     """
-
-    takes = ("text",)
 
     def __init__(self, options: TranscriptSinkOptions) -> None:
         for name in options.formats:
@@ -64,8 +63,10 @@ class TranscriptSink(Sink):
                     wanted=closest(name, _WRITERS),
                 )
         self.options = options
+        self.takes = (options.output,)
         self._formats = list(dict.fromkeys(options.formats))
         self._session: SessionInfo | None = None
+        self._reader: TextReader | None = None
         self._words: WordBuilder | None = None
         self._writers: list[_Writer] = []
         self._num_words = 0
@@ -83,13 +84,15 @@ class TranscriptSink(Sink):
             OutputError: One cannot be created.
             ConfigError: The graph makes no text.
         """
-        if session.tokenizer is None or "text" not in session.formats:
+        output = self.options.output
+        reader = session.reader(output)
+        if reader is None or output not in session.formats:
             raise ConfigError(
-                "sink=transcript needs the output 'text', which this graph does not make",
+                f"sink=transcript needs the output '{output}', which this graph does not make",
                 fix="leave the transcript out, or choose graph=dialogue or graph=transcribe",
             )
-        self._session = session
-        self._words = WordBuilder(session.tokenizer)
+        self._session, self._reader = session, reader
+        self._words = WordBuilder(reader.tokenizer)
         paths = self.outputs(session)
         try:
             for name, path in zip(self._formats, paths, strict=False):
@@ -104,9 +107,9 @@ class TranscriptSink(Sink):
         Raises:
             OutputError: The disk does not take a line.
         """
-        session, words = self._running()
+        _, reader, words = self._running()
         token = int(packet.payload)
-        if session.tokenizer is not None and not session.tokenizer.is_control(token):
+        if not reader.tokenizer.is_control(token):
             self._num_tokens += 1
         self._put(words.push(token, packet.frame))
 
@@ -154,16 +157,17 @@ class TranscriptSink(Sink):
                 writer.write(timed)
 
     def _piece(self, token: int) -> str:
-        session, _ = self._running()
-        return session.tokenizer.piece(token) if session.tokenizer else ""
+        _, reader, _ = self._running()
+        return reader.tokenizer.piece(token)
 
     def _time_s(self, frame: int) -> float:
-        return self._running()[0].text_time_s(frame)
+        session, reader, _ = self._running()
+        return session.text_time_s(frame, reader.delay_s)
 
-    def _running(self) -> tuple[SessionInfo, WordBuilder]:
-        if self._session is None or self._words is None:
+    def _running(self) -> tuple[SessionInfo, TextReader, WordBuilder]:
+        if self._session is None or self._reader is None or self._words is None:
             raise RuntimeError("the transcript was not opened")
-        return self._session, self._words
+        return self._session, self._reader, self._words
 
 
 class _Writer:

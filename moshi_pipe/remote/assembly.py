@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moshi_pipe.config import RunConfig
+    from moshi_pipe.graph.node import TextReader
     from moshi_pipe.models.remote import RemoteOptions
 
 DUPLEX_KIND: Final = "duplex"
@@ -48,6 +49,7 @@ class RemoteAssembly:
         graph: Checked.
         pieces: Stand for its vocabulary.
         warnings: What a user should know.
+        readers: None: no other model listens.
     """
 
     server: RemoteOptions
@@ -58,6 +60,7 @@ class RemoteAssembly:
     lead_s: float = 0.0
     text_delay_s: float = 0.0
     tail_s: float = 0.0
+    readers: Mapping[str, TextReader] = field(default_factory=dict)
 
     @property
     def latency_ms(self) -> float:
@@ -147,8 +150,8 @@ def assemble_remote(config: RunConfig) -> RemoteAssembly:
     local = BackendOptions()
     keys = ("backend", "device", "dtype", "kv_dtype", "numerics", "context", "quant")
     chosen = [key for key in keys if getattr(config.backend, key) != getattr(local, key)]
-    if config.first_frame is not None:
-        chosen.append("first_frame")
+    own = ("first_frame", "end_on_silence_s", "drop_until_pad_s")
+    chosen += [key for key in own if getattr(config, key) is not None]
     if config.conditions:
         chosen.append("conditions")
     if config.sampling.guidance not in (None, 1.0):

@@ -20,6 +20,7 @@ from support.nodes import (
     ArrayInput,
     ListSource,
     MemorySink,
+    Script,
     Speaker,
     session_info,
 )
@@ -221,6 +222,62 @@ def test_a_model_that_never_ends_is_cut_at_the_cap() -> None:
     )
 
     assert results[0].num_frames == 9
+
+
+SAYS = Schedule(
+    "heard",
+    ("node",),
+    {"node": {"audio": "heard"}},
+    {"audio": "node.audio", "text": "node.text"},
+)
+
+
+def say(
+    tokens: list[int], frames: int, options: SessionSettings
+) -> tuple[SessionResult, MemorySink, Script]:
+    """A model that writes these tokens, and hears so many frames."""
+    node = Script(tokens)
+    results, sinks = run(
+        make_engine(node, schedule=SAYS),
+        [ArrayInput("s", recording(0, frames))],
+        make_sink=lambda _: MemorySink(("audio", "text")),
+        options=options,
+        formats=node.outputs,
+    )
+    return results[0], sinks["s"], node
+
+
+def test_after_the_input_a_session_goes_on_until_the_model_is_silent() -> None:
+    options = SessionSettings(end_on_padding=3, max_tail_frames=50)
+    tokens = [3, 3, 3, 3, 3, 5, 3, 3, 6, 3, 3, 3, 3, 7]
+
+    result, sink, node = say(tokens, 4, options)
+
+    assert [p.payload for p in sink.packets if p.output == "text"] == tokens[:12]
+    assert (result.num_frames, result.complete) == (12, True)
+    assert node.end_codes == 0  # it hears silence, not that the input ended
+    tail = [p.payload for p in sink.packets if p.output == "audio"][4:]
+    assert len(tail) == 8
+    assert all(not np.any(np.asarray(payload)) for payload in tail)
+
+
+def test_a_model_that_is_silent_before_the_input_ends_is_still_waited_for() -> None:
+    options = SessionSettings(end_on_padding=3, max_tail_frames=50)
+
+    assert say([3], 4, options)[0].num_frames == 7
+
+
+def test_a_model_that_is_never_silent_is_cut_at_the_cap() -> None:
+    options = SessionSettings(end_on_padding=3, max_tail_frames=6)
+
+    assert say([5], 4, options)[0].num_frames == 10
+
+
+def test_a_last_word_and_silence_may_both_end_a_session() -> None:
+    both = SessionSettings(end_on_text=2, end_on_padding=3, max_tail_frames=50)
+
+    assert say([5, 5, 5, 5, 5, 2, 5], 4, both)[0].num_frames == 6
+    assert say([5, 5, 5, 5, 5, 3, 3, 3, 5], 4, both)[0].num_frames == 8
 
 
 def test_stop_closes_running_sessions_as_incomplete() -> None:

@@ -168,6 +168,34 @@ class Speaker(BatchedNode):
         return {"text": Value(token, tick.active.copy())}
 
 
+class Script(BatchedNode):
+    """Writes a text token per frame as given, the last one for ever, and repeats what it hears."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.inputs = {"audio": AUDIO}
+        self.outputs = {"audio": AUDIO, "text": Text(9, AUDIO_RATE)}
+        self.tokens = tokens
+        self.frames: dict[int, int] = {}
+        self.end_codes = 0
+
+    def join(self, slot: int, settings: SessionSettings) -> None:
+        """Begin the script."""
+        self.frames[slot] = 0
+
+    def step(self, inputs: Mapping[str, Value], tick: Tick) -> dict[str, Value]:
+        """Say the next token."""
+        self.end_codes += int(tick.end_codes.sum())
+        token = torch.zeros(tick.n, dtype=torch.int64)
+        for slot in np.flatnonzero(tick.active):
+            token[slot] = self.tokens[min(self.frames[int(slot)], len(self.tokens) - 1)]
+            self.frames[int(slot)] += 1
+        audio = inputs["audio"]
+        return {
+            "audio": Value(audio.tensor.clone(), audio.valid),
+            "text": Value(token, tick.active),
+        }
+
+
 def session_info(name: str, folder: Path, formats: Mapping[str, Any] | None = None) -> SessionInfo:
     """What sinks are told in tests."""
     return SessionInfo(

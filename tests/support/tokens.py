@@ -11,15 +11,18 @@ PAD, START, EOS = 3, 0, 2
 
 
 class WordTokenizer:
-    """Implements :class:`moshi_pipe.graph.node.TextTokenizer` over :data:`PIECES`."""
+    """Implements :class:`moshi_pipe.graph.node.TextTokenizer` over :data:`PIECES`, or others."""
 
     padding_id = PAD
     word_start_id = START
     eos_id = EOS
 
+    def __init__(self, more: tuple[str, ...] = ()) -> None:
+        self.pieces = [*PIECES, *more]
+
     def piece(self, token: int) -> str:
         """The piece."""
-        return PIECES[token] if 0 <= token < len(PIECES) else ""
+        return self.pieces[token] if 0 <= token < len(self.pieces) else ""
 
     def is_byte(self, token: int) -> bool:
         """Bytes follow the reserved pieces."""
@@ -27,7 +30,7 @@ class WordTokenizer:
 
     def is_control(self, token: int) -> bool:
         """The reserved ones, and what is outside."""
-        return not 4 <= token < len(PIECES)
+        return not 4 <= token < len(self.pieces)
 
 
 def ids(*parts: str | int | bytes) -> list[int]:

@@ -1,0 +1,1 @@
+"""What is measured of a conversation: pure functions of spans, words, tokens and samples."""
