@@ -7,7 +7,7 @@ import gc
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moshi_pipe.assembly import (
     Assembly,
@@ -17,6 +17,7 @@ from moshi_pipe.assembly import (
     check_source,
     plan_run,
 )
+from moshi_pipe.config import OWN_ENGINE
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.engine.session_settings import choose_settings
 from moshi_pipe.engine_keeper import EngineKeeper
@@ -82,7 +83,29 @@ def run_config(
     Raises:
         MoshiPipeError: Nothing could be run; sessions that fail are in the report instead.
     """
-    return _Run(config, ui, plugins, source or config.source.make()).run()
+    source = source or config.source.make()
+    if config.engine.node != OWN_ENGINE:
+        entry = plugins.nodes.get("engine", config.engine.node)
+        engine: ForeignEngine = entry.make(config.engine)
+        return engine.run(config, ui, plugins, source)
+    return run_here(config, ui, plugins, source)
+
+
+def run_here(config: RunConfig, ui: UI, plugins: Plugins, source: Source) -> RunReport:
+    """As :func:`run_config`, in this process, whatever engine the configuration names."""
+    return _Run(config, ui, plugins, source).run()
+
+
+class ForeignEngine(Protocol):
+    """What a plugin registers as an ``engine``: runs a configuration its own way.
+
+    Constructed with its options, a subclass of :class:`~moshi_pipe.config.EngineOptions`.
+    """
+
+    def run(
+        self, config: RunConfig, ui: UI, plugins: Plugins, source: Source
+    ) -> RunReport:
+        """Run to the end; results, records and errors as of :func:`run_config`."""
 
 
 class _Run:

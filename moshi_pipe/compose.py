@@ -16,6 +16,7 @@ from moshi_pipe.config import (
     KV_DTYPES,
     LATE,
     NUMERICS,
+    OWN_ENGINE,
     ChosenNode,
     EngineOptions,
     RootSchema,
@@ -59,6 +60,10 @@ def store_schemas(registry: NodeRegistry) -> None:
     store.store(name="schema", node=RootSchema, provider="moshi-pipe")
     for entry in registry:
         if entry.kind == "node" or entry.name in choice_names(entry.kind):
+            continue
+        if entry.kind == "engine":  # typed, as the key is that it fills
+            engine = OmegaConf.structured(_engine_options(entry.name, registry))
+            store.store(group="engine", name=entry.name, node=engine, provider=entry.owner)
             continue
         options = entry.load_options()
         typed = OmegaConf.create({} if options is None else OmegaConf.structured(options))
@@ -129,7 +134,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
     own = _backend_options(cfg, registry, problems)
     if problems:
         _refuse(problems)
-    values = _typed(cfg)
+    values = _typed(cfg, registry)
     graph = values.graph or {}
     for name, options in node_options.items():
         graph["nodes"][name]["options"] = options
@@ -166,13 +171,14 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
     )
 
 
-def load_written(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_written(path: Path, registry: NodeRegistry, overrides: Sequence[str] = ()) -> DictConfig:
     """Read the ``config.yaml`` of an earlier run, to run it again.
 
     Its results go into a folder ``repeat`` beside it, unless ``overrides`` names another.
 
     Args:
         path: The file.
+        registry: Engines that there are.
         overrides: ``key=value`` words; paths are literal.
 
     Raises:
@@ -210,7 +216,7 @@ def load_written(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
                 else OmegaConf.from_dotlist([f"value={text}"]).value
             )
             OmegaConf.update(cfg, key, value)
-        typed = OmegaConf.merge(OmegaConf.structured(RootSchema), cfg)
+        typed = OmegaConf.merge(_root_schema(cfg, registry), cfg)
     except OmegaConfBaseException as error:
         raise explain(error, overrides) from error
     return cast("DictConfig", typed)
@@ -257,7 +263,7 @@ def load_run(
     return resolve(compose(words, registry), registry)
 
 
-def _typed(cfg: DictConfig) -> RootSchema:
+def _typed(cfg: DictConfig, registry: NodeRegistry) -> RootSchema:
     """The root as its dataclass.
 
     Raises:
@@ -267,17 +273,46 @@ def _typed(cfg: DictConfig) -> RootSchema:
     from omegaconf.errors import OmegaConfBaseException
 
     keys = [str(key) for key in cfg if key != "hydra"]
-    unknown = _unknown_keys(cfg, keys)
+    schema = _root_schema(cfg, registry)
+    unknown = _unknown_keys(cfg, keys, {**_SCHEMAS, "engine": OmegaConf.get_type(schema, "engine")})
     if unknown:
         _refuse(unknown)
     try:
         plain = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys)))
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootSchema), plain))
+        made = OmegaConf.to_object(OmegaConf.merge(schema, plain))
     except OmegaConfBaseException as error:
         raise explain(error) from error
     if not isinstance(made, RootSchema):
         raise ConfigError("the configuration is not a mapping of keys")
     return made
+
+
+def _root_schema(cfg: DictConfig, registry: NodeRegistry) -> DictConfig:
+    """Types of all keys, those of the chosen engine's among them."""
+    from omegaconf import OmegaConf
+
+    schema = OmegaConf.structured(RootSchema)
+    name = OmegaConf.select(cfg, "engine.node")
+    if name not in (None, OWN_ENGINE):
+        schema.engine = OmegaConf.structured(_engine_options(str(name), registry))
+    return cast("DictConfig", schema)
+
+
+def _engine_options(name: str, registry: NodeRegistry) -> type[EngineOptions]:
+    """Options of a plugin's engine.
+
+    Raises:
+        ConfigError: There is none of this name, or its options lack those that all engines have.
+    """
+    entry = registry.get("engine", name)
+    options = entry.load_options()
+    if options is None or not issubclass(options, EngineOptions):
+        raise ConfigError(
+            f"the options of engine '{name}' of plugin {entry.owner} cannot be used",
+            got=repr(options),
+            wanted="a subclass of moshi_pipe.config.EngineOptions",
+        )
+    return options
 
 
 def _is_remote(cfg: DictConfig) -> bool:
@@ -327,13 +362,15 @@ def _typed_model(cfg: DictConfig, problems: list[str]) -> ModelOptions:
     return model
 
 
-def _unknown_keys(cfg: DictConfig, keys: Sequence[str]) -> list[str]:
+def _unknown_keys(
+    cfg: DictConfig, keys: Sequence[str], schemas: Mapping[str, type]
+) -> list[str]:
     """Keys that ``+key=value`` added where the keys are fixed."""
     known = {"": [item.name for item in fields(RootSchema)]}
-    for group, schema in _SCHEMAS.items():
+    for group, schema in schemas.items():
         known[group] = [item.name for item in fields(schema)]
     found = [("", key) for key in keys]
-    found += [(group, str(key)) for group in _SCHEMAS for key in cfg[group]]
+    found += [(group, str(key)) for group in schemas for key in cfg[group]]
     return [
         f"there is no key '{f'{group}.{key}' if group else key}': {closest(key, known[group])}"
         for group, key in found

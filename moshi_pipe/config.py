@@ -17,6 +17,8 @@ NUMERICS: Final = ("fast", "reference")
 LATE: Final = ("drop_oldest", "skip_to_live", "slow_down", "fail")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 KV_DTYPES: Final = (*DTYPES, "int8")
+OWN_ENGINE: Final = "default"
+"""``engine.node`` of a run in this process."""
 
 
 @dataclass
@@ -24,6 +26,7 @@ class EngineOptions:
     """How sessions share the models.
 
     Attributes:
+        node: What runs them: ``default`` is this process, others are of plugins.
         slots: Sessions at once; 1 or a multiple of 4, others are rounded up.
         threads: Threads of torch on the CPU.
         inbox_frames: Frames that wait for the model, per session.
@@ -40,6 +43,7 @@ class EngineOptions:
         restarts: Servers: how often in an hour a new engine is made when one has failed.
     """
 
+    node: str = OWN_ENGINE
     slots: int = 1
     threads: int = 1
     inbox_frames: int = 25
