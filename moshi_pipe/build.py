@@ -28,6 +28,8 @@ from moshi_pipe.nodes.apart import ApartSink
 from moshi_pipe.observers import RunObserver
 from moshi_pipe.remote.assembly import RemoteAssembly, assemble_remote
 from moshi_pipe.report import (
+    CONFIG_NAME,
+    REPORT_NAME,
     NodeReport,
     RunReport,
     SessionReport,
@@ -35,6 +37,7 @@ from moshi_pipe.report import (
     versions,
     write_report,
 )
+from moshi_pipe.result_store import ResultStore
 from moshi_pipe.resume import (
     choose_seed,
     derive_seed,
@@ -91,9 +94,30 @@ def run_config(
     return run_here(config, ui, plugins, source)
 
 
-def run_here(config: RunConfig, ui: UI, plugins: Plugins, source: Source) -> RunReport:
-    """As :func:`run_config`, in this process, whatever engine the configuration names."""
-    return _Run(config, ui, plugins, source).run()
+def run_here(
+    config: RunConfig,
+    ui: UI,
+    plugins: Plugins,
+    source: Source,
+    store: ResultStore | None = None,
+) -> RunReport:
+    """As :func:`run_config`, in this process, whatever engine the configuration names.
+
+    Args:
+        config: As there.
+        ui: As there.
+        plugins: As there.
+        source: As there.
+        store: Where results belong; its folder is the configuration's. None makes one where the
+            configuration names an address.
+    """
+    if store is not None or config.output_url is None:
+        return _Run(config, ui, plugins, source, store).run()
+    store = ResultStore(config.output_url, config.output_dir)
+    try:
+        return _Run(config, ui, plugins, source, store).run()
+    finally:
+        store.close()
 
 
 class ForeignEngine(Protocol):
@@ -102,16 +126,22 @@ class ForeignEngine(Protocol):
     Constructed with its options, a subclass of :class:`~moshi_pipe.config.EngineOptions`.
     """
 
-    def run(
-        self, config: RunConfig, ui: UI, plugins: Plugins, source: Source
-    ) -> RunReport:
+    def run(self, config: RunConfig, ui: UI, plugins: Plugins, source: Source) -> RunReport:
         """Run to the end; results, records and errors as of :func:`run_config`."""
 
 
 class _Run:
     """One run; holds what its steps share."""
 
-    def __init__(self, config: RunConfig, ui: UI, plugins: Plugins, source: Source) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        ui: UI,
+        plugins: Plugins,
+        source: Source,
+        store: ResultStore | None,
+    ) -> None:
+        self.store = store
         self.config = config
         self.ui = ui
         self.plugins = plugins
@@ -144,6 +174,8 @@ class _Run:
         wanted.update(self.source.takes)
         if self.live and not self.source.endless:
             wanted.update(("audio", "user_audio", "text"))  # for the view
+        if store is not None and config.resume and config.seed is None:
+            store.recall(REPORT_NAME)
         self.seed = choose_seed(config, live=self.live)
         self.settings = self.assembly.settings(config, live=self.live)
         if self.settings.end_on_text is not None or plugins.manager.hook.on_text.get_hookimpls():
@@ -168,6 +200,7 @@ class _Run:
             nodes=self.schedule.order,
             ticks=self._ticks,
             endless=self.source.endless,
+            store=store,
         )
 
     def run(self) -> RunReport:
@@ -194,7 +227,10 @@ class _Run:
         report = self._report(self.engine, observer, interrupted)
         report.wall_s = time.monotonic() - start - report.load_s
         if failure is None or report.sessions or observer.totals.counts:
-            write_report(report, config.composed)
+            write_report(report, config.composed, config.output_dir)
+            if self.store is not None:
+                for name in (REPORT_NAME, CONFIG_NAME):
+                    self.store.move(config.output_dir / name)
         if failure is not None:
             raise failure
         self.ui.finish(report)
@@ -368,6 +404,9 @@ class _Run:
         )
         sinks = [(config.source.entry.name, sink) for sink in item.sinks]
         sinks += self._make_sinks(item)
+        labels = [label for label, _ in sinks]
+        if self.store is not None:  # after the others, and no matter of the report
+            sinks.append(("", self.store.sink([sink for _, sink in sinks])))
         plan = SessionPlan(
             info=info,
             settings=replace(self.settings, seed=seed),
@@ -375,7 +414,7 @@ class _Run:
             lead_s=lead_s,
             tail_s=config.tail_s + assembly.tail_s,
             source_plugin=self.source.plugin,
-            labels=[label for label, _ in sinks],
+            labels=labels,
             record=item.record,
         )
         try:
@@ -404,6 +443,10 @@ class _Run:
         record = self.records.path(item.id)
         self.records.claim(item.id, [*outputs, record])
         signature = self.records.signature(item.meta, seed)
+        store = self.store
+        if store is not None and config.resume and not self.live:
+            store.recall(record.relative_to(config.output_dir).as_posix())
+            outputs = []  # are where they belong, or there would be no record
         if config.resume and not self.live and is_done(record, signature, outputs):
             report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
             self.skipped.append(report)
@@ -486,7 +529,7 @@ class _Run:
             dtype=self._dtype() if caps is None else caps.dtype,
             quant=caps.quant if caps else None,
             seed=self.seed,
-            output_dir=str(self.config.output_dir),
+            output_dir=str(self.config.output_dir) if self.store is None else self.store.place,
             slots=engine.num_slots,
             load_s=sum(self.start_s.values()),
             audio_s=totals.audio_s,

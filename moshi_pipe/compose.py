@@ -5,8 +5,10 @@ Nothing here imports torch. Hydra and OmegaConf are imported when something is c
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -31,6 +33,7 @@ from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import PACKAGED_MODELS, ModelOptions, choose_release
 from moshi_pipe.models.remote import RemoteOptions
 from moshi_pipe.overrides import escape_interpolation, is_literal_key
+from moshi_pipe.urls import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -159,7 +162,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
             own=own,
         ),
         seed=values.seed,
-        output_dir=Path(os.path.abspath(os.path.expanduser(values.output_dir))),
+        output_dir=_output_dir(values.output_dir),
         resume=values.resume,
         lead_s=values.lead_s,
         tail_s=values.tail_s,
@@ -168,7 +171,16 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         conditions=values.conditions,
         composed=to_yaml(_with_whole_paths(cfg)),
         remote=remote,
+        output_url=values.output_dir if is_url(values.output_dir) else None,
     )
+
+
+def _output_dir(text: str) -> Path:
+    """The folder of results; for those of an address, one of this process to write them in."""
+    if is_url(text):
+        name = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"moshi-pipe-{os.getpid()}-{name}"
+    return Path(os.path.abspath(os.path.expanduser(text)))
 
 
 def load_written(path: Path, registry: NodeRegistry, overrides: Sequence[str] = ()) -> DictConfig:
@@ -229,7 +241,7 @@ def _with_whole_paths(cfg: DictConfig) -> DictConfig:
     copy = cfg.copy()
     for key in ("output_dir", "source.path", "model.path"):
         text = OmegaConf.select(copy, key)
-        if isinstance(text, str) and text and "://" not in text:
+        if isinstance(text, str) and text and not is_url(text):
             whole = os.path.abspath(os.path.expanduser(text))
             OmegaConf.update(copy, key, escape_interpolation(whole))
     return copy
@@ -274,7 +286,8 @@ def _typed(cfg: DictConfig, registry: NodeRegistry) -> RootSchema:
 
     keys = [str(key) for key in cfg if key != "hydra"]
     schema = _root_schema(cfg, registry)
-    unknown = _unknown_keys(cfg, keys, {**_SCHEMAS, "engine": OmegaConf.get_type(schema, "engine")})
+    engine = cast("type", OmegaConf.get_type(schema, "engine"))
+    unknown = _unknown_keys(cfg, keys, {**_SCHEMAS, "engine": engine})
     if unknown:
         _refuse(unknown)
     try:
@@ -362,9 +375,7 @@ def _typed_model(cfg: DictConfig, problems: list[str]) -> ModelOptions:
     return model
 
 
-def _unknown_keys(
-    cfg: DictConfig, keys: Sequence[str], schemas: Mapping[str, type]
-) -> list[str]:
+def _unknown_keys(cfg: DictConfig, keys: Sequence[str], schemas: Mapping[str, type]) -> list[str]:
     """Keys that ``+key=value`` added where the keys are fixed."""
     known = {"": [item.name for item in fields(RootSchema)]}
     for group, schema in schemas.items():

@@ -82,7 +82,7 @@ class RootSchema:
     """Types of the keys that belong to no group, and of the groups whose keys are fixed.
 
     Attributes:
-        output_dir: Folder of results.
+        output_dir: Folder of results, or an address such as ``s3://bucket/folder``.
         resume: Skip sessions whose results are complete.
         seed: Of all randomness; None draws one.
         backend: What computes the models.
@@ -177,7 +177,8 @@ class RunConfig:
         sampling: How the model chooses.
         backend: What computes the models, and where.
         seed: Of all randomness; None: draw one and state it.
-        output_dir: Folder of results, absolute.
+        output_dir: Folder of results, absolute; where they are written first if ``output_url`` is
+            set.
         resume: Skip sessions whose results are complete.
         lead_s: Seconds of silence before the input; None takes what the model wants.
         tail_s: Seconds of silence after it.
@@ -186,6 +187,7 @@ class RunConfig:
         conditions: Value per condition of the model.
         composed: The configuration as YAML, to be written beside the results.
         remote: Where the model is, if it does not run here; ``model`` is then only its name.
+        output_url: Address that results belong to; None for those of a folder.
     """
 
     model: ModelOptions
@@ -205,3 +207,4 @@ class RunConfig:
     conditions: Mapping[str, str]
     composed: str
     remote: RemoteOptions | None = None
+    output_url: str | None = None

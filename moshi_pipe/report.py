@@ -130,7 +130,7 @@ class RunReport:
         device: Device that was chosen.
         dtype: Type of the weights that was chosen; ``unknown`` where the model is remote.
         seed: Seed of the run: with it and ``config.yaml`` the run repeats.
-        output_dir: Folder of results, absolute.
+        output_dir: Folder of results, absolute, or their address.
         slots: Sessions at once.
         wall_s: Seconds from the first session's start to the last one's end.
         load_s: Seconds to load the models.
@@ -234,12 +234,13 @@ def peak_rss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def write_report(report: RunReport, composed: str) -> Path:
+def write_report(report: RunReport, composed: str, folder: Path | None = None) -> Path:
     """Write ``run.json`` and ``config.yaml`` into the run's folder; each appears whole or not.
 
     Args:
         report: What became of the run.
         composed: The configuration as YAML.
+        folder: Where to write, if not where the results are.
 
     Returns:
         Path of ``run.json``.
@@ -247,7 +248,7 @@ def write_report(report: RunReport, composed: str) -> Path:
     Raises:
         OutputError: The folder cannot be written.
     """
-    folder = Path(report.output_dir)
+    folder = Path(report.output_dir) if folder is None else folder
     # An aligned seed: what was drawn is written, so that the config alone repeats the run.
     lines = [
         f"seed: {report.seed}" if line == "seed: null" else line for line in composed.splitlines()
