@@ -449,7 +449,8 @@ class _Run:
             outputs = []  # are where they belong, or there would be no record
         if config.resume and not self.live and is_done(record, signature, outputs):
             report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
-            self.skipped.append(report)
+            if not self.source.endless:
+                self.skipped.append(report)
             self.ui.session_ends(report)
             return False
         keep_input(item, [*outputs, record])
@@ -546,6 +547,7 @@ class _Run:
             verdict=f"{verdict.cause}: {verdict.text}" if self.live and statistics.ticks else None,
             live=engine.lateness.to_dict() if self.live else {},
             totals=totals if self.source.endless else None,
+            endless=self.source.endless,
         )
 
     def _where(self) -> str:

@@ -141,14 +141,15 @@ class RunReport:
         peak_device_bytes: Most memory of the GPU; None on the CPU.
         interrupted: Whether Ctrl-C ended it.
         nodes: Time per node.
-        sessions: Every session, in order; the last ones that may be kept, where ``totals`` is.
+        sessions: Every session, in order; where ``totals`` is, some of them.
         warnings: What a user should know, such as random weights.
         versions: Packages, Python and platform.
         start: What the time until ready was spent on, in seconds.
         verdict: Live: whether it kept up, and if not, why.
         live: Live: the numbers behind the verdict.
         quant: How linear weights were stored, in one line; None where they were of ``dtype``.
-        totals: Of all sessions of a source without end; None for others.
+        totals: Of all sessions, where not all are listed; None where they are.
+        endless: Whether the source was without end: no session makes such a run fail.
     """
 
     model: str
@@ -175,6 +176,7 @@ class RunReport:
     live: dict[str, Any] = field(default_factory=dict)
     quant: str | None = None
     totals: SessionTotals | None = None
+    endless: bool = False
 
     @property
     def speed(self) -> float:
@@ -191,7 +193,7 @@ class RunReport:
         """
         if self.interrupted:
             return INTERRUPTED
-        if self.totals is not None:
+        if self.endless:
             return 0
         codes = {session.exit_code for session in self.sessions if session.status == "failed"}
         if not codes:
