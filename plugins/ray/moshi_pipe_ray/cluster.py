@@ -49,7 +49,13 @@ def connected(options: RayOptions) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     address = options.address or os.environ.get("RAY_ADDRESS")
     alone: dict[str, Any] = (
-        {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if not address else {}
+        {}
+        if address
+        else {
+            "include_dashboard": False,
+            "object_store_memory": _STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
     )
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **alone)

@@ -27,6 +27,9 @@ class RayOptions(EngineOptions):
         retries: How often a recording is given to another actor when its own is lost.
         runtime_env: Of the actors, as Ray takes it.
         progress_s: Seconds between two looks at what the actors do.
+        most_actors: Of ``serve-cluster``: engines at most, made as clients come and let go as they
+            leave; null keeps ``actors``.
+        scale_down_s: Of ``serve-cluster``: seconds with too few clients before an engine is let go.
     """
 
     node: str = "ray"
@@ -39,3 +42,5 @@ class RayOptions(EngineOptions):
     retries: int = 3
     runtime_env: dict[str, Any] = field(default_factory=dict)
     progress_s: float = 0.5
+    most_actors: int | None = None
+    scale_down_s: float = 300.0

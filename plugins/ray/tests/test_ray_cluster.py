@@ -8,7 +8,6 @@ import re
 import signal
 import threading
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from moshi_pipe.progress import SilentUI
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from moshi_pipe.report import RunReport, SessionReport
 
