@@ -7,7 +7,7 @@ import gc
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moshi_pipe.assembly import (
     Assembly,
@@ -17,6 +17,7 @@ from moshi_pipe.assembly import (
     check_source,
     plan_run,
 )
+from moshi_pipe.config import OWN_ENGINE
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.engine.session_settings import choose_settings
 from moshi_pipe.engine_keeper import EngineKeeper
@@ -28,6 +29,8 @@ from moshi_pipe.nodes.apart import ApartSink
 from moshi_pipe.observers import RunObserver
 from moshi_pipe.remote.assembly import RemoteAssembly, assemble_remote
 from moshi_pipe.report import (
+    CONFIG_NAME,
+    REPORT_NAME,
     NodeReport,
     RunReport,
     SessionReport,
@@ -35,6 +38,7 @@ from moshi_pipe.report import (
     versions,
     write_report,
 )
+from moshi_pipe.result_store import ResultStore
 from moshi_pipe.resume import (
     choose_seed,
     derive_seed,
@@ -83,13 +87,62 @@ def run_config(
     Raises:
         MoshiPipeError: Nothing could be run; sessions that fail are in the report instead.
     """
-    return _Run(config, ui, plugins, source or config.source.make()).run()
+    source = source or config.source.make()
+    if config.engine.node != OWN_ENGINE:
+        entry = plugins.nodes.get("engine", config.engine.node)
+        engine: ForeignEngine = entry.make(config.engine)
+        return engine.run(config, ui, plugins, source)
+    return run_here(config, ui, plugins, source)
+
+
+def run_here(
+    config: RunConfig,
+    ui: UI,
+    plugins: Plugins,
+    source: Source,
+    store: ResultStore | None = None,
+) -> RunReport:
+    """As :func:`run_config`, in this process, whatever engine the configuration names.
+
+    Args:
+        config: As there.
+        ui: As there.
+        plugins: As there.
+        source: As there.
+        store: Where results belong; its folder is the configuration's. None makes one where the
+            configuration names an address.
+    """
+    if store is not None or config.output_url is None:
+        return _Run(config, ui, plugins, source, store).run()
+    store = ResultStore(config.output_url, config.output_dir)
+    try:
+        return _Run(config, ui, plugins, source, store).run()
+    finally:
+        store.close()
+
+
+class ForeignEngine(Protocol):
+    """What a plugin registers as an ``engine``: runs a configuration its own way.
+
+    Constructed with its options, a subclass of :class:`~moshi_pipe.config.EngineOptions`.
+    """
+
+    def run(self, config: RunConfig, ui: UI, plugins: Plugins, source: Source) -> RunReport:
+        """Run to the end; results, records and errors as of :func:`run_config`."""
 
 
 class _Run:
     """One run; holds what its steps share."""
 
-    def __init__(self, config: RunConfig, ui: UI, plugins: Plugins, source: Source) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        ui: UI,
+        plugins: Plugins,
+        source: Source,
+        store: ResultStore | None,
+    ) -> None:
+        self.store = store
         self.config = config
         self.ui = ui
         self.plugins = plugins
@@ -122,6 +175,8 @@ class _Run:
         wanted.update(self.source.takes)
         if self.live and not self.source.endless:
             wanted.update(("audio", "user_audio", "text"))  # for the view
+        if store is not None and config.resume and config.seed is None:
+            store.recall(REPORT_NAME)
         self.seed = choose_seed(config, live=self.live)
         self.settings = self.assembly.settings(config, live=self.live)
         if self._needs_text():
@@ -150,6 +205,7 @@ class _Run:
             nodes=self.schedule.order,
             ticks=self._ticks,
             endless=self.source.endless,
+            store=store,
         )
 
     def run(self) -> RunReport:
@@ -176,7 +232,10 @@ class _Run:
         report = self._report(self.engine, observer, interrupted)
         report.wall_s = time.monotonic() - start - report.load_s
         if failure is None or report.sessions or observer.totals.counts:
-            write_report(report, config.composed)
+            write_report(report, config.composed, config.output_dir)
+            if self.store is not None:
+                for name in (REPORT_NAME, CONFIG_NAME):
+                    self.store.move(config.output_dir / name)
         if failure is not None:
             raise failure
         self.ui.finish(report)
@@ -351,6 +410,9 @@ class _Run:
         )
         sinks = [(config.source.entry.name, sink) for sink in item.sinks]
         sinks += self._make_sinks(item)
+        labels = [label for label, _ in sinks]
+        if self.store is not None:  # after the others, and no matter of the report
+            sinks.append(("", self.store.sink([sink for _, sink in sinks])))
         plan = SessionPlan(
             info=info,
             settings=replace(self.settings, seed=seed),
@@ -358,7 +420,7 @@ class _Run:
             lead_s=lead_s,
             tail_s=config.tail_s + assembly.tail_s,
             source_plugin=self.source.plugin,
-            labels=[label for label, _ in sinks],
+            labels=labels,
             record=item.record,
             greeting_frames=self._frames(config.drop_until_pad_s),
         )
@@ -407,9 +469,14 @@ class _Run:
         record = self.records.path(item.id)
         self.records.claim(item.id, [*outputs, record])
         signature = self.records.signature(item.meta, seed)
+        store = self.store
+        if store is not None and config.resume and not self.live:
+            store.recall(record.relative_to(config.output_dir).as_posix())
+            outputs = []  # are where they belong, or there would be no record
         if config.resume and not self.live and is_done(record, signature, outputs):
             report = SessionReport(item.id, "skipped", input=item.meta.get("path"))
-            self.skipped.append(report)
+            if not self.source.endless:
+                self.skipped.append(report)
             self.ui.session_ends(report)
             return False
         keep_input(item, [*outputs, record])
@@ -489,7 +556,7 @@ class _Run:
             dtype=self._dtype() if caps is None else caps.dtype,
             quant=caps.quant if caps else None,
             seed=self.seed,
-            output_dir=str(self.config.output_dir),
+            output_dir=str(self.config.output_dir) if self.store is None else self.store.place,
             slots=engine.num_slots,
             load_s=sum(self.start_s.values()),
             audio_s=totals.audio_s,
@@ -508,6 +575,7 @@ class _Run:
             totals=totals if self.source.endless else None,
             signature=run_identity(self.config.composed),
             timing=_timing(engine, live=self.live),
+            endless=self.source.endless,
         )
 
     def _where(self) -> str:

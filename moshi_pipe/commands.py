@@ -168,7 +168,9 @@ def _repeat(words: Sequence[str]) -> int:
     plugins = load_plugins()
     written = Path(others[0])
     written = written / "config.yaml" if written.is_dir() else written
-    return run_in_terminal(resolve(load_written(written, overrides), plugins.nodes), plugins)
+    return run_in_terminal(
+        resolve(load_written(written, plugins.nodes, overrides), plugins.nodes), plugins
+    )
 
 
 def _report(words: Sequence[str]) -> int:

@@ -5,8 +5,10 @@ Nothing here imports torch. Hydra and OmegaConf are imported when something is c
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -16,6 +18,7 @@ from moshi_pipe.config import (
     KV_DTYPES,
     LATE,
     NUMERICS,
+    OWN_ENGINE,
     ChosenNode,
     EngineOptions,
     RootSchema,
@@ -30,6 +33,7 @@ from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import PACKAGED_MODELS, ModelOptions, choose_release
 from moshi_pipe.models.remote import RemoteOptions
 from moshi_pipe.overrides import escape_interpolation, is_literal_key
+from moshi_pipe.urls import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,6 +63,10 @@ def store_schemas(registry: NodeRegistry) -> None:
     store.store(name="schema", node=RootSchema, provider="moshi-pipe")
     for entry in registry:
         if entry.kind == "node" or entry.name in choice_names(entry.kind):
+            continue
+        if entry.kind == "engine":  # typed, as the key is that it fills
+            engine = OmegaConf.structured(_engine_options(entry.name, registry))
+            store.store(group="engine", name=entry.name, node=engine, provider=entry.owner)
             continue
         options = entry.load_options()
         typed = OmegaConf.create({} if options is None else OmegaConf.structured(options))
@@ -129,7 +137,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
     own = _backend_options(cfg, registry, problems)
     if problems:
         _refuse(problems)
-    values = _typed(cfg)
+    values = _typed(cfg, registry)
     graph = values.graph or {}
     for name, options in node_options.items():
         graph["nodes"][name]["options"] = options
@@ -154,7 +162,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
             own=own,
         ),
         seed=values.seed,
-        output_dir=Path(os.path.abspath(os.path.expanduser(values.output_dir))),
+        output_dir=_output_dir(values.output_dir),
         resume=values.resume,
         lead_s=values.lead_s,
         tail_s=values.tail_s,
@@ -165,16 +173,26 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         remote=remote,
         end_on_silence_s=values.end_on_silence_s,
         drop_until_pad_s=values.drop_until_pad_s,
+        output_url=values.output_dir if is_url(values.output_dir) else None,
     )
 
 
-def load_written(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def _output_dir(text: str) -> Path:
+    """The folder of results; for those of an address, one of this process to write them in."""
+    if is_url(text):
+        name = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"moshi-pipe-{os.getpid()}-{name}"
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def load_written(path: Path, registry: NodeRegistry, overrides: Sequence[str] = ()) -> DictConfig:
     """Read the ``config.yaml`` of an earlier run, to run it again.
 
     Its results go into a folder ``repeat`` beside it, unless ``overrides`` names another.
 
     Args:
         path: The file.
+        registry: Engines that there are.
         overrides: ``key=value`` words; paths are literal.
 
     Raises:
@@ -212,7 +230,7 @@ def load_written(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
                 else OmegaConf.from_dotlist([f"value={text}"]).value
             )
             OmegaConf.update(cfg, key, value)
-        typed = OmegaConf.merge(OmegaConf.structured(RootSchema), cfg)
+        typed = OmegaConf.merge(_root_schema(cfg, registry), cfg)
     except OmegaConfBaseException as error:
         raise explain(error, overrides) from error
     return cast("DictConfig", typed)
@@ -225,7 +243,7 @@ def _with_whole_paths(cfg: DictConfig) -> DictConfig:
     copy = cfg.copy()
     for key in ("output_dir", "source.path", "model.path"):
         text = OmegaConf.select(copy, key)
-        if isinstance(text, str) and text and "://" not in text:
+        if isinstance(text, str) and text and not is_url(text):
             whole = os.path.abspath(os.path.expanduser(text))
             OmegaConf.update(copy, key, escape_interpolation(whole))
     return copy
@@ -264,7 +282,7 @@ def load_run(
     return resolve(compose(words, registry), registry)
 
 
-def _typed(cfg: DictConfig) -> RootSchema:
+def _typed(cfg: DictConfig, registry: NodeRegistry) -> RootSchema:
     """The root as its dataclass.
 
     Raises:
@@ -274,17 +292,47 @@ def _typed(cfg: DictConfig) -> RootSchema:
     from omegaconf.errors import OmegaConfBaseException
 
     keys = [str(key) for key in cfg if key != "hydra"]
-    unknown = _unknown_keys(cfg, keys)
+    schema = _root_schema(cfg, registry)
+    engine = cast("type", OmegaConf.get_type(schema, "engine"))
+    unknown = _unknown_keys(cfg, keys, {**_SCHEMAS, "engine": engine})
     if unknown:
         _refuse(unknown)
     try:
         plain = OmegaConf.create(OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys)))
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootSchema), plain))
+        made = OmegaConf.to_object(OmegaConf.merge(schema, plain))
     except OmegaConfBaseException as error:
         raise explain(error) from error
     if not isinstance(made, RootSchema):
         raise ConfigError("the configuration is not a mapping of keys")
     return made
+
+
+def _root_schema(cfg: DictConfig, registry: NodeRegistry) -> DictConfig:
+    """Types of all keys, those of the chosen engine's among them."""
+    from omegaconf import OmegaConf
+
+    schema = OmegaConf.structured(RootSchema)
+    name = OmegaConf.select(cfg, "engine.node")
+    if name not in (None, OWN_ENGINE):
+        schema.engine = OmegaConf.structured(_engine_options(str(name), registry))
+    return cast("DictConfig", schema)
+
+
+def _engine_options(name: str, registry: NodeRegistry) -> type[EngineOptions]:
+    """Options of a plugin's engine.
+
+    Raises:
+        ConfigError: There is none of this name, or its options lack those that all engines have.
+    """
+    entry = registry.get("engine", name)
+    options = entry.load_options()
+    if options is None or not issubclass(options, EngineOptions):
+        raise ConfigError(
+            f"the options of engine '{name}' of plugin {entry.owner} cannot be used",
+            got=repr(options),
+            wanted="a subclass of moshi_pipe.config.EngineOptions",
+        )
+    return options
 
 
 def _is_remote(cfg: DictConfig) -> bool:
@@ -334,13 +382,13 @@ def _typed_model(cfg: DictConfig, problems: list[str]) -> ModelOptions:
     return model
 
 
-def _unknown_keys(cfg: DictConfig, keys: Sequence[str]) -> list[str]:
+def _unknown_keys(cfg: DictConfig, keys: Sequence[str], schemas: Mapping[str, type]) -> list[str]:
     """Keys that ``+key=value`` added where the keys are fixed."""
     known = {"": [item.name for item in fields(RootSchema)]}
-    for group, schema in _SCHEMAS.items():
+    for group, schema in schemas.items():
         known[group] = [item.name for item in fields(schema)]
     found = [("", key) for key in keys]
-    found += [(group, str(key)) for group in _SCHEMAS for key in cfg[group]]
+    found += [(group, str(key)) for group in schemas for key in cfg[group]]
     return [
         f"there is no key '{f'{group}.{key}' if group else key}': {closest(key, known[group])}"
         for group, key in found

@@ -17,6 +17,8 @@ NUMERICS: Final = ("fast", "reference")
 LATE: Final = ("drop_oldest", "skip_to_live", "slow_down", "fail")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 KV_DTYPES: Final = (*DTYPES, "int8")
+OWN_ENGINE: Final = "default"
+"""``engine.node`` of a run in this process."""
 
 
 @dataclass
@@ -24,6 +26,7 @@ class EngineOptions:
     """How sessions share the models.
 
     Attributes:
+        node: What runs them: ``default`` is this process, others are of plugins.
         slots: Sessions at once; 1 or a multiple of 4, others are rounded up.
         threads: Threads of torch on the CPU.
         inbox_frames: Frames that wait for the model, per session.
@@ -40,6 +43,7 @@ class EngineOptions:
         restarts: Servers: how often in an hour a new engine is made when one has failed.
     """
 
+    node: str = OWN_ENGINE
     slots: int = 1
     threads: int = 1
     inbox_frames: int = 25
@@ -78,7 +82,7 @@ class RootSchema:
     """Types of the keys that belong to no group, and of the groups whose keys are fixed.
 
     Attributes:
-        output_dir: Folder of results.
+        output_dir: Folder of results, or an address such as ``s3://bucket/folder``.
         resume: Skip sessions whose results are complete.
         seed: Of all randomness; None draws one.
         backend: What computes the models.
@@ -179,7 +183,8 @@ class RunConfig:
         sampling: How the model chooses.
         backend: What computes the models, and where.
         seed: Of all randomness; None: draw one and state it.
-        output_dir: Folder of results, absolute.
+        output_dir: Folder of results, absolute; where they are written first if ``output_url`` is
+            set.
         resume: Skip sessions whose results are complete.
         lead_s: Seconds of silence before the input; None takes what the model wants.
         tail_s: Seconds of silence after it.
@@ -190,6 +195,7 @@ class RunConfig:
         remote: Where the model is, if it does not run here; ``model`` is then only its name.
         end_on_silence_s: Go on after the input until the model has written nothing for so long.
         drop_until_pad_s: Leave out what it says at first, until it has written nothing for so long.
+        output_url: Address that results belong to; None for those of a folder.
     """
 
     model: ModelOptions
@@ -211,3 +217,4 @@ class RunConfig:
     remote: RemoteOptions | None = None
     end_on_silence_s: float | None = None
     drop_until_pad_s: float | None = None
+    output_url: str | None = None

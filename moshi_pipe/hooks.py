@@ -122,7 +122,7 @@ class Hooks:
 
     @hookspec
     def register_nodes(self, registry: OwnedRegistry) -> None:
-        """Offer sources, sinks, batched nodes and graphs, and options of backends.
+        """Offer sources, sinks, batched nodes, graphs and engines, and options of backends.
 
         Import nothing heavy here: pass ``"module:Class"`` for what is costly. A plugin that
         raises is left out as a whole, with its reason in ``moshi-pipe plugins``.

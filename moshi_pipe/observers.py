@@ -71,8 +71,8 @@ class RunObserver(Observer):
         plugins: Give the hooks.
         to_report: Turns a result into what the report says of it.
         live: Whether frames come at their own pace; then each is shown.
-        endless: Whether the source is without end: then frames are not shown, and only the last
-            reports are kept.
+        endless: Whether the source is without end: then only the last reports are kept; of live
+            ones, frames are not shown.
         clock: Times the hooks.
 
     Attributes:
@@ -97,7 +97,7 @@ class RunObserver(Observer):
         self._hook = plugins.manager.hook
         self._to_report = to_report
         self._live = live and not endless
-        self._endless = endless
+        self._crowd = live and endless
         self._words: dict[str, tuple[WordBuilder, SessionInfo]] = {}
         self._clock = clock or SystemClock()
         self.heard: dict[str, Heard] = {}
@@ -114,7 +114,7 @@ class RunObserver(Observer):
     def on_frame(self, plan: SessionPlan, done: FrameDone) -> None:
         """Show how far the session is; pass packets and words to plugins, where that may be."""
         info = plan.info
-        if not self._endless:
+        if not self._crowd:
             self._ui.session_at(info.id, (done.frame + 1) * info.frame_s)
         if plan.record and self._hook.on_frame.get_hookimpls():
             for packet in done.packets:

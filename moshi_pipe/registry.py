@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 BUILT_IN: Final = ("nodes", "torch")
 """The package's own plugins."""
 
-KINDS: Final = ("source", "sink", "node")
+KINDS: Final = ("source", "sink", "node", "engine")
 """Kinds of nodes: ``source`` and ``sink`` are config groups; ``node`` is a batched node that a
-graph names by ``kind:``."""
+graph names by ``kind:``; ``engine`` is a config group too: what runs a whole configuration, see
+:class:`moshi_pipe.build.ForeignEngine`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ class NodeRegistry:
         """Offer a node.
 
         Args:
-            kind: ``source``, ``sink`` or ``node``.
+            kind: ``source``, ``sink``, ``node`` or ``engine``.
             name: What users choose it by; a valid config key.
             cls: The node class, constructed as ``cls(options)``, or ``cls()`` without options. A
                 string ``module:Class`` is imported when the node is used, so that listing it

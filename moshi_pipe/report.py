@@ -132,7 +132,7 @@ class RunReport:
         device: Device that was chosen.
         dtype: Type of the weights that was chosen; ``unknown`` where the model is remote.
         seed: Seed of the run: with it and ``config.yaml`` the run repeats.
-        output_dir: Folder of results, absolute.
+        output_dir: Folder of results, absolute, or their address.
         slots: Sessions at once.
         wall_s: Seconds from the first session's start to the last one's end.
         load_s: Seconds to load the models.
@@ -143,16 +143,17 @@ class RunReport:
         peak_device_bytes: Most memory of the GPU; None on the CPU.
         interrupted: Whether Ctrl-C ended it.
         nodes: Time per node.
-        sessions: Every session, in order; the last ones that may be kept, where ``totals`` is.
+        sessions: Every session, in order; where ``totals`` is, some of them.
         warnings: What a user should know, such as random weights.
         versions: Packages, Python and platform.
         start: What the time until ready was spent on, in seconds.
         verdict: Live: whether it kept up, and if not, why.
         live: Live: the numbers behind the verdict.
         quant: How linear weights were stored, in one line; None where they were of ``dtype``.
-        totals: Of all sessions of a source without end; None for others.
+        totals: Of all sessions, where not all are listed; None where they are.
         signature: Identifies the configuration, wherever it runs.
         timing: How long ticks took, as classes and over the run.
+        endless: Whether the source was without end: no session makes such a run fail.
     """
 
     model: str
@@ -181,6 +182,7 @@ class RunReport:
     totals: SessionTotals | None = None
     signature: str = ""
     timing: dict[str, Any] = field(default_factory=dict)
+    endless: bool = False
 
     @property
     def speed(self) -> float:
@@ -197,7 +199,7 @@ class RunReport:
         """
         if self.interrupted:
             return INTERRUPTED
-        if self.totals is not None:
+        if self.endless:
             return 0
         codes = {session.exit_code for session in self.sessions if session.status == "failed"}
         if not codes:
@@ -240,12 +242,13 @@ def peak_rss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def write_report(report: RunReport, composed: str) -> Path:
+def write_report(report: RunReport, composed: str, folder: Path | None = None) -> Path:
     """Write ``run.json`` and ``config.yaml`` into the run's folder; each appears whole or not.
 
     Args:
         report: What became of the run.
         composed: The configuration as YAML.
+        folder: Where to write, if not where the results are.
 
     Returns:
         Path of ``run.json``.
@@ -253,7 +256,7 @@ def write_report(report: RunReport, composed: str) -> Path:
     Raises:
         OutputError: The folder cannot be written.
     """
-    folder = Path(report.output_dir)
+    folder = Path(report.output_dir) if folder is None else folder
     # An aligned seed: what was drawn is written, so that the config alone repeats the run.
     lines = [
         f"seed: {report.seed}" if line == "seed: null" else line for line in composed.splitlines()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import OutputError
-from moshi_pipe.identity import PACE, file_stamp, read_composed
+from moshi_pipe.identity import file_stamp, read_composed
 from moshi_pipe.report import read_record, read_report, versions
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ _SEED_BITS: Final = 63
 
 # Keys that change where results go or how fast they are made, not what they are.
 _NOT_IN_SIGNATURE: Final = ("output_dir", "resume", "experiment", "hydra")
-_NOT_IN_SIGNATURE_OF: Final = {"source": ("path",), "engine": PACE}
+_NOT_IN_SIGNATURE_OF: Final = {"source": ("path",)}
+_ALL_IN_SIGNATURE_OF: Final = {"engine": ("slots", "threads")}
 
 # What a source may say of a session that shapes its result.
 _IDENTITY: Final = ("path", "start_s", "duration_s", "channel")
@@ -50,6 +51,8 @@ def run_signature(config: RunConfig, files: Sequence[Path]) -> str:
     kept = {k: v for k, v in composed.items() if k not in _NOT_IN_SIGNATURE}
     for group, keys in _NOT_IN_SIGNATURE_OF.items():
         kept[group] = {k: v for k, v in (kept.get(group) or {}).items() if k not in keys}
+    for group, keys in _ALL_IN_SIGNATURE_OF.items():
+        kept[group] = {k: v for k, v in (kept.get(group) or {}).items() if k in keys}
     stamp = [kept, [file_stamp(path) for path in files], versions()["moshi-pipe"]]
     return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
 

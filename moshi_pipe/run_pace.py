@@ -42,6 +42,7 @@ def tick_options(config: RunConfig, frame_s: float, source: Source, device: str)
     return TickOptions(
         num_slots=engine.slots,
         live=live,
+        fill=not source.endless,
         all_rows=not live or config.backend.numerics == "reference",
         min_interval_ns=round(interval_ms * NS_PER_MS),
         frame_ns=round(frame_s * NS_PER_SECOND),

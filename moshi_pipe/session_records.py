@@ -9,6 +9,7 @@ import re
 import traceback
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import ConfigError, OutputError
@@ -18,11 +19,11 @@ from moshi_pipe.resume import session_signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from moshi_pipe.engine.exchange import SessionResult
     from moshi_pipe.engine.lateness import TickTimes
     from moshi_pipe.graph.node import SessionSettings, Sink
+    from moshi_pipe.result_store import ResultStore
 
 _PART: Final = ("start_s", "duration_s", "channel")
 """What a source may say of which part of its file a session is."""
@@ -44,6 +45,7 @@ class SessionRecords:
         nodes: Of the schedule, in order.
         ticks: Gives the last ticks of the engine.
         endless: Whether the source is without end.
+        store: Where results belong, if that is not the folder.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class SessionRecords:
         nodes: Sequence[str],
         ticks: Callable[[], Iterable[TickTimes]],
         endless: bool,
+        store: ResultStore | None = None,
     ) -> None:
+        self._store = store
         self._folder = folder
         self._shared = shared
         self._signature = signature
@@ -104,6 +108,7 @@ class SessionRecords:
 
     def report(self, result: SessionResult) -> SessionReport:
         """Turn a result into its report, and write it beside the session's files if that may be."""
+        sinks = [self._placed(sink) for sink in result.sinks]
         status = "done" if result.complete else "failed" if result.failure else "interrupted"
         report = SessionReport(
             id=result.id,
@@ -114,25 +119,32 @@ class SessionRecords:
             seed=result.seed,
             input=result.meta.get("path"),
             warnings=list(result.warnings),
-            files=[file for sink in result.sinks for file in sink.get("files", ())],
+            files=[file for sink in sinks for file in sink.get("files", ())],
             error=None if result.failure is None else str(result.failure),
             exit_code=0 if result.failure is None else result.failure.exit_code,
             dropped=result.num_dropped,
             source=dict(result.source),
             greeting_s=result.greeting_s,
-            sinks=dict(zip(result.labels, result.sinks, strict=False)),
+            sinks=dict(zip(result.labels, sinks, strict=False)),
         )
-        sinks = self._sinks.pop(result.id, None)
+        live_sinks = self._sinks.pop(result.id, None)
         if not result.record:
             return report
         text = self._record(result, report)
+        if self._store is not None:
+            written = [file for sink in result.sinks for file in sink.get("files", ())]
+            if live_sinks is not None:
+                written.append(str(self._write_frame_times(result.id, live_sinks)))
+            files = [Path(file) for file in written]
+            self._store.move_session(result.id, files, self.path(result.id), text)
+            return report
         if self._endless:
             self._write_apart(result.id, text)
             return report
         try:
             write_atomically(self.path(result.id), text)
-            if sinks is not None:
-                self._write_frame_times(result.id, sinks)
+            if live_sinks is not None:
+                self._write_frame_times(result.id, live_sinks)
         except OutputError as error:
             report.warnings.append(str(error))
         return report
@@ -141,6 +153,14 @@ class SessionRecords:
         """Wait until all is written."""
         if self._writing:
             await asyncio.wait(self._writing)
+        if self._store is not None:
+            await self._store.finish()
+
+    def _placed(self, sink: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a sink reports, with its files where they belong."""
+        if self._store is None or "files" not in sink:
+            return sink
+        return {**sink, "files": [self._store.where(file) for file in sink["files"]]}
 
     def _record(self, result: SessionResult, report: SessionReport) -> str:
         settings = result.settings or replace(self._settings, seed=result.seed)
@@ -167,11 +187,12 @@ class SessionRecords:
         if not writing.cancelled() and writing.exception() is not None:
             _LOG.warning("%s", writing.exception())
 
-    def _write_frame_times(self, session_id: str, sinks: Sequence[Sink]) -> None:
+    def _write_frame_times(self, session_id: str, sinks: Sequence[Sink]) -> Path:
         """Write when each thing happened in the last minute of a live session."""
         audible_ns = {frame: at for sink in sinks for frame, at in sink.audible_ns.items()}
         path = self._folder / f"{session_id}.times.jsonl"
         write_frame_times(path, session_id, list(self._ticks()), self._nodes, audible_ns)
+        return path
 
 
 def _traceback(failure: BaseException | None) -> list[str] | None:

@@ -263,7 +263,7 @@ def test_a_run_that_is_repeated_keeps_the_options(plugins: Plugins, tmp_path: Pa
     written = tmp_path / "config.yaml"
     written.write_text(config.composed, encoding="utf-8")
 
-    again = resolve(load_written(written), plugins.nodes)
+    again = resolve(load_written(written, plugins.nodes), plugins.nodes)
 
     assert again.graph == config.graph
     assert again.backend.own == config.backend.own

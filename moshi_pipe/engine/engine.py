@@ -46,6 +46,7 @@ class TickOptions:
         num_slots: Sessions held at once; padded to 1 or a multiple of 4.
         live: Take whoever is ready. Otherwise wait until every session that holds a slot has a
             frame or has ended.
+        fill: Not live: wait for sessions for the slots that are free, while some may come.
         all_rows: Run all rows in every tick, so that a run repeats bit for bit; otherwise only
             those up to the last ready one.
         min_interval_ns: Live: shortest time between two starts of ticks.
@@ -58,6 +59,7 @@ class TickOptions:
 
     num_slots: int = 1
     live: bool = False
+    fill: bool = True
     all_rows: bool = True
     min_interval_ns: int = 0
     frame_ns: int = 80 * NS_PER_MS
@@ -347,7 +349,7 @@ class Engine:
         held = self._slots.items()
         ready = [(slot, s) for slot, s in held if has_frame(s) and not s.outbox.full]
         if not self._options.live:
-            may_join = self._slots.num_free and not self._no_more
+            may_join = self._options.fill and self._slots.num_free and not self._no_more
             return ready if len(ready) == len(held) and not may_join else []
         now_ns = self._clock.now_ns()
         if not ready or now_ns < self._next_start_ns:

@@ -217,6 +217,7 @@ class Exchange:
             session.failure = self._plan.failure
             return await self._finish()
         try:
+            await self._prepare()
             for sink in self._plan.sinks:
                 self._at = sink
                 await sink.open(self._plan.info)
@@ -230,6 +231,14 @@ class Exchange:
         except Exception as error:  # a sink of a plugin may raise anything
             session.failure = session.failure or self._failure(error)
         return await self._finish()
+
+    async def _prepare(self) -> None:
+        try:
+            await self._item.prepare()
+        except MoshiPipeError:
+            raise
+        except Exception as error:  # a source of a plugin may raise anything
+            raise self._source_failed(error) from error
 
     async def _converse(self) -> None:
         """Feed and drain until the outbox has ended."""
@@ -362,6 +371,8 @@ class Exchange:
             counters={"inbox": _counts(session.inbox), "outbox": _counts(session.outbox)},
         )
         await self._close_sinks(result)
+        with suppress(Exception):  # as above; it is over
+            await self._item.release()
         if session.admitted_ns is not None:
             result.wall_s = (self._clock.now_ns() - session.admitted_ns) / NS_PER_SECOND
         self._announce()

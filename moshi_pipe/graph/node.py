@@ -63,6 +63,16 @@ class SessionInput(ABC):
     reply: Any = None
     record: bool = True
 
+    async def prepare(self) -> None:
+        """Get what the rest needs, such as a file from far away, before the session has a slot.
+
+        Raises:
+            InputError: It cannot be had; the session ends alone.
+        """
+
+    async def release(self) -> None:
+        """Let go of what :meth:`prepare` got; called once the session is over."""
+
     @abstractmethod
     def chunks(self) -> AsyncIterator[npt.NDArray[np.float32]]:
         """Yield the audio in order, float32 ``[C, N]`` of any N >= 0, until it ends.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from moshi_pipe.errors import InputError
 from moshi_pipe.graph.node import SessionInput, Source
 from moshi_pipe.nodes.fdb_layout import ANSWERS, CLEAN_INPUT, INPUT, Sample, find_samples
-from moshi_pipe.nodes.file_source import FileInput, Recording
+from moshi_pipe.nodes.file_source import FileInput
+from moshi_pipe.nodes.manifest import Entry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -50,7 +51,7 @@ class FdbSource(Source):
 
 def _make_input(sample: Sample, file: str, index: int) -> FileInput:
     name = f"{sample.task}-{sample.name}" + ("-clean" if file == CLEAN_INPUT else "")
-    item = FileInput(Recording(sample.folder / file, name), index)
+    item = FileInput(Entry(str((sample.folder / file).absolute()), name), index)
     item.meta |= {
         "task": sample.task,
         "sample": sample.name,

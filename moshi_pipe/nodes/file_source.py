@@ -3,54 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from dataclasses import dataclass
-from math import inf
+import os
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from moshi_pipe.errors import InputError, closest
+from moshi_pipe import urls
+from moshi_pipe.errors import InputError
 from moshi_pipe.graph.node import SessionInput, Source
+from moshi_pipe.nodes import manifest
 from moshi_pipe.nodes.audio_reader import SUFFIXES, AudioProperties, probe, read
 from moshi_pipe.nodes.files import find_files, unique_names
+from moshi_pipe.nodes.manifest import Entry, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Generator, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
     from moshi_pipe.nodes.options import FileSourceOptions
 
-_MANIFEST_KEYS: Final = ("path", "id", "seed", "start_s", "duration_s", "channel")
-
-
-@dataclass(slots=True)
-class Recording:
-    """One recording to process.
-
-    Attributes:
-        path: The file.
-        name: The session's id.
-        seed: Of the session; None to derive one.
-        start_s: Where to begin, in seconds.
-        duration_s: How much of it; None takes all.
-        channel: Take this channel alone; None mixes all.
-    """
-
-    path: Path
-    name: str
-    seed: int | None = None
-    start_s: float = 0.0
-    duration_s: float | None = None
-    channel: int | None = None
-
 
 class FileSource(Source):
-    """Reads recordings in pieces, so that an hour takes no more memory than a second."""
+    """Reads recordings in pieces, so that an hour takes no more memory than a second.
+
+    A manifest is read row by row, so that a million of them take no more than some; recordings at
+    addresses are fetched one by one, when their turn has come.
+    """
 
     def __init__(self, options: FileSourceOptions) -> None:
         self.options = options
+        self._found: Manifest | list[Entry] | None = None
 
     async def sessions(self) -> AsyncIterator[SessionInput]:
         """Yield the recordings: files in natural order, a manifest in its own.
@@ -65,15 +49,28 @@ class FileSource(Source):
         """Recordings that were found."""
         return len(self._entries())
 
-    def _entries(self) -> list[Recording]:
-        path = Path(self.options.path).expanduser()
-        if path.suffix.lower() in (".jsonl", ".ndjson") and path.is_file():
-            return _read_manifest(path, self.options.channel)
-        paths = find_files(self.options.path, suffixes=SUFFIXES, recursive=self.options.recursive)
-        names = unique_names(paths)
+    def _entries(self) -> Manifest | list[Entry]:
+        """What is to be read; looked for once."""
+        if self._found is None:
+            self._found = self._find()
+        return self._found
+
+    def _find(self) -> Manifest | list[Entry]:
+        options = self.options
+        if urls.is_url(options.path):
+            if options.path.lower().endswith(manifest.SUFFIXES):
+                return Manifest(options.path, options.channel)
+            places: Sequence[str] = urls.find(options.path, SUFFIXES, recursive=options.recursive)
+            paths = [Path(urls.as_path(place)) for place in places]
+        else:
+            path = Path(options.path).expanduser()
+            if path.suffix.lower() in manifest.SUFFIXES and path.is_file():
+                return Manifest(str(path), options.channel)
+            paths = find_files(options.path, suffixes=SUFFIXES, recursive=options.recursive)
+            places = [str(path) for path in paths]
         return [
-            Recording(path, name, channel=self.options.channel)
-            for path, name in zip(paths, names, strict=True)
+            Entry(place, name, channel=options.channel)
+            for place, name in zip(places, unique_names(paths), strict=True)
         ]
 
 
@@ -81,18 +78,20 @@ class FileInput(SessionInput):
     """One recording.
 
     Its header is read when ``sample_rate`` or ``num_samples`` is first asked for; a file that
-    cannot be read then raises :class:`~moshi_pipe.errors.InputError`.
+    cannot be read then raises :class:`~moshi_pipe.errors.InputError`. One at an address is copied
+    to the disk for as long as its session lasts.
     """
 
-    def __init__(self, entry: Recording, index: int) -> None:
+    def __init__(self, entry: Entry, index: int) -> None:
         self.id = entry.name
         self.seed = entry.seed
         self.warnings: list[str] = []
+        path = entry.path
         self.meta: dict[str, Any] = {
             "stem": entry.name,
-            "path": str(entry.path),
-            "name": entry.path.name,
-            "parent": entry.path.parent.name,
+            "path": entry.place,
+            "name": path.name,
+            "parent": path.parent.name,
             "index": index,
             "start_s": entry.start_s,
             "duration_s": entry.duration_s,
@@ -100,6 +99,22 @@ class FileInput(SessionInput):
         }
         self._entry = entry
         self._properties: AudioProperties | None = None
+        self._path = None if urls.is_url(entry.place) else Path(entry.place)
+
+    async def prepare(self) -> None:
+        """Fetch what is at an address, on another thread.
+
+        Raises:
+            InputError: It cannot be fetched.
+        """
+        if self._path is None:
+            await asyncio.to_thread(self._fetched)
+
+    async def release(self) -> None:
+        """Remove what was fetched."""
+        if self._path is not None and urls.is_url(self._entry.place):
+            self._path.unlink(missing_ok=True)
+            self._path = None
 
     @property
     def properties(self) -> AudioProperties:
@@ -109,7 +124,7 @@ class FileInput(SessionInput):
             InputError: The file cannot be read.
         """
         if self._properties is None:
-            self._properties = probe(self._entry.path)
+            self._properties = probe(self._fetched())
         return self._properties
 
     @property
@@ -151,7 +166,7 @@ class FileInput(SessionInput):
         channel = self._entry.channel
         if channel is not None and not 0 <= channel < properties.channels:
             raise InputError(
-                f"{self._entry.path} has no channel {channel}",
+                f"{self._entry.place} has no channel {channel}",
                 got=f"{properties.channels} channel{'s' * (properties.channels != 1)}",
                 wanted=f"0 to {properties.channels - 1}",
                 fix="set source.channel=null to mix all of them",
@@ -159,7 +174,7 @@ class FileInput(SessionInput):
         start, stop = self._bounds()
         position = 0
         given = False
-        for piece_CN in read(self._entry.path, properties, self.warnings.append):
+        for piece_CN in read(self._fetched(), properties, self.warnings.append):
             begin, end = position, position + piece_CN.shape[1]
             position = end
             low = max(0, start - begin)
@@ -172,10 +187,20 @@ class FileInput(SessionInput):
                 break
         if not given:
             raise InputError(
-                f"{self._entry.path} has no audio from {self._entry.start_s:g} s on",
+                f"{self._entry.place} has no audio from {self._entry.start_s:g} s on",
                 got=f"{position / properties.sample_rate:.1f} s of audio",
                 wanted="start_s inside the recording and duration_s above 0",
             )
+
+    def _fetched(self) -> Path:
+        """The file on the disk."""
+        if self._path is None:
+            suffix = self._entry.path.suffix
+            descriptor, path = tempfile.mkstemp(prefix="moshi-pipe-", suffix=suffix)
+            os.close(descriptor)
+            self._path = Path(path)
+            urls.fetch(self._entry.place, self._path)
+        return self._path
 
     def _bounds(self) -> tuple[int, int | None]:
         """First sample and the one after the last, from the manifest's seconds."""
@@ -183,75 +208,3 @@ class FileInput(SessionInput):
         start = round(entry.start_s * rate)
         stop = None if entry.duration_s is None else start + round(entry.duration_s * rate)
         return start, stop
-
-
-def _read_manifest(path: Path, channel: int | None) -> list[Recording]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the manifest {path}", got=str(error)) from error
-    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise InputError(f"the manifest {path} is empty", wanted='lines such as {"path": "a.wav"}')
-    entries = [_read_line(path, i, line, channel) for i, line in numbered]
-    names = unique_names([entry.path for entry in entries])
-    for entry, name in zip(entries, names, strict=True):
-        entry.name = entry.name or name
-    _refuse_equal_ids(path, entries)
-    return entries
-
-
-def _read_line(manifest: Path, number: int, line: str, channel: int | None) -> Recording:
-    where = f"line {number} of the manifest {manifest}"
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is no JSON", got=str(error)) from error
-    if not isinstance(record, dict) or not isinstance(record.get("path"), str):
-        raise InputError(f"{where} has no path", got=line[:80], wanted='{"path": "a.wav"}')
-    unknown = sorted(set(record) - set(_MANIFEST_KEYS))
-    if unknown:
-        raise InputError(
-            f"{where} has an unknown key '{unknown[0]}'", wanted=closest(unknown[0], _MANIFEST_KEYS)
-        )
-    name = record.get("id")
-    start_s = _number(where, record, "start_s", minimum=0)
-    given_channel = _number(where, record, "channel", minimum=0, whole=True)
-    return Recording(
-        path=(manifest.parent / Path(record["path"]).expanduser()).absolute(),
-        name="" if name is None else _safe_name(str(name)),
-        seed=_number(where, record, "seed", minimum=0, whole=True),
-        start_s=start_s or 0.0,
-        duration_s=_number(where, record, "duration_s", minimum=0),
-        channel=channel if given_channel is None else given_channel,
-    )
-
-
-def _number(
-    where: str, record: Mapping[str, Any], key: str, *, minimum: float = -inf, whole: bool = False
-) -> Any:
-    """The number under ``key``, None where there is none."""
-    value = record.get(key)
-    if value is None:
-        return None
-    kinds = int if whole else (int, float)
-    if isinstance(value, kinds) and not isinstance(value, bool) and minimum <= value < inf:
-        return value
-    wanted = ("a whole number" if whole else "a number") + (", 0 or more" if minimum == 0 else "")
-    raise InputError(f"{where} has a wrong {key}", got=json.dumps(value), wanted=wanted)
-
-
-def _safe_name(name: str) -> str:
-    return name.replace("/", "-").replace("\\", "-").strip(". ")
-
-
-def _refuse_equal_ids(path: Path, entries: Sequence[Recording]) -> None:
-    seen: dict[str, Path] = {}
-    for entry in entries:
-        if entry.name in seen:
-            raise InputError(
-                f"the manifest {path} gives two recordings the id '{entry.name}'",
-                got=f"{seen[entry.name]} and {entry.path}",
-                wanted="a different id for each",
-            )
-        seen[entry.name] = entry.path

@@ -13,9 +13,10 @@ class FileSourceOptions:
     """Which recordings are read.
 
     Attributes:
-        path: A file, a glob, a folder, or a ``.jsonl`` manifest: one object a line with ``path``
-            (relative to the manifest) and optionally ``id``, ``seed``, ``start_s``, ``duration_s``
-            and ``channel``.
+        path: A file, a glob, a folder, or a manifest: ``.jsonl`` with an object a line, or ``.csv``
+            with these keys in its first line: ``path`` (relative to the manifest) and optionally
+            ``id``, ``seed``, ``start_s``, ``duration_s`` and ``channel``. All of them may be
+            addresses, such as ``s3://bucket/folder``.
         recursive: Look into sub-folders of a folder.
         channel: Use this channel only, from 0; null mixes all of them down.
     """

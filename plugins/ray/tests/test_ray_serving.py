@@ -1,0 +1,177 @@
+"""Conversations with two replicas, one of which is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+import pytest
+
+pytest.importorskip("ray")
+pytest.importorskip("ray.serve")
+
+from moshi_pipe_ray.cluster import connected
+from moshi_pipe_ray.serving import start, stop
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from moshi_pipe.compose import load_run
+from moshi_pipe.overrides import prepare
+from moshi_pipe.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Ray opens sockets and files that it leaves to the garbage collector.
+pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore")]
+
+CLIENTS = 8
+FRAME = b"\x01" + bytes(2 * 1920)
+QUERY = "audio=pcm_s16le&rate=24000"
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Two replicas of four slots; the address of both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out: Path = tmp_path_factory.mktemp("served")
+    words = ["source=websocket", "sink=websocket", "engine=ray", "model=embedded"]
+    words += ["engine.slots=4", "engine.actors=2", "engine.late=slow_down", f"output_dir={out}"]
+    words += [f"server.port={port}", "server.max_s=60", "engine.admit_ms=null"]
+    config = load_run(prepare(words), load_plugins().nodes)
+    with connected(config.engine):  # type: ignore[arg-type]
+        start(config, config.engine)  # type: ignore[arg-type]
+        yield f"127.0.0.1:{port}"
+        stop()
+
+
+class Client:
+    """One that talks on and on, a frame per answer."""
+
+    def __init__(self, address: str, query: str = QUERY) -> None:
+        self.url = f"ws://{address}/api/chat?{query}"
+        self.session: dict[str, Any] = {}
+        self.heard = 0
+        self.errors: list[str] = []
+        self.close: tuple[int, str] | None = None
+        self._begun = asyncio.Event()
+
+    async def talk(self) -> None:
+        """Until the server closes, or this is cancelled."""
+        try:
+            async with connect(self.url, compression=None, max_size=None) as ws:
+                async for message in ws:
+                    await self._take(ws, message)  # type: ignore[arg-type]
+        except ConnectionClosed:
+            pass
+        self.close = ws.close_code, ws.close_reason
+        self._begun.set()
+
+    async def _take(self, ws: Any, message: bytes) -> None:
+        if message[0] == 4:
+            told = json.loads(message[1:])
+            if told["type"] == "session":
+                self.session = told
+                for _ in range(2):  # the first has no answer
+                    await ws.send(FRAME)
+        elif message[0] == 1:
+            self.heard += 1
+            self._begun.set()
+            await asyncio.sleep(0.05)
+            await ws.send(FRAME)
+        elif message[0] == 5:
+            self.errors.append(message[1:].decode())
+
+    async def begun(self) -> None:
+        await asyncio.wait_for(self._begun.wait(), PATIENCE_S)
+
+    async def hears_more(self, frames: int = 5) -> None:
+        wanted, until = self.heard + frames, time.monotonic() + PATIENCE_S
+        while self.heard < wanted:
+            assert self.close is None, self.close
+            assert time.monotonic() < until, "nothing more was said"
+            await asyncio.sleep(0.02)
+
+
+def replica_pids(address: str, wanted: int = 2) -> set[int]:
+    """Process ids of the replicas; each answer is of one of them."""
+    pids: set[int] = set()
+    until = time.monotonic() + PATIENCE_S
+    while len(pids) < wanted and time.monotonic() < until:
+        with urlopen(f"http://{address}/api/info", timeout=30) as answer:
+            pids.add(json.load(answer)["replica"]["pid"])
+    return pids
+
+
+def test_the_page_and_the_facts_are_those_of_a_server(served: str) -> None:
+    with urlopen(f"http://{served}/", timeout=30) as page:
+        assert b"<title>" in page.read()
+        assert "content-security-policy" in page.headers
+    with urlopen(f"http://{served}/api/info", timeout=30) as answer:
+        info = json.load(answer)
+    assert info["slots"]["total"] == 4
+    assert info["auth"] is False
+
+
+def test_a_lost_replica_closes_its_clients_and_no_others(served: str) -> None:
+    async def run() -> None:
+        clients = [Client(served) for _ in range(CLIENTS)]
+        talks = [asyncio.create_task(client.talk()) for client in clients]
+        for client in clients:
+            await client.begun()
+        assert [client.close for client in clients] == [None] * CLIENTS
+        victim = (await asyncio.to_thread(replica_pids, served)).pop()
+
+        os.kill(victim, signal.SIGKILL)
+
+        await asyncio.wait(talks, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(talks, timeout=2)
+        closed = [client for client in clients if client.close is not None]
+        alive = [client for client in clients if client.close is None]
+        assert len(closed) == 4
+        for client in closed:
+            assert client.close is not None
+            assert client.close[0] in (1011, 1012), client.close
+        for client in alive:
+            await client.hears_more()
+        lost = Client(served, f"{QUERY}&resume={closed[0].session['resume']['token']}")
+        await asyncio.wait_for(lost.talk(), PATIENCE_S)
+        assert lost.close == (1008, "resume_failed")
+        again = Client(served)
+        talks.append(asyncio.create_task(again.talk()))
+        await again.begun()
+        for task in talks:
+            task.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_lost_connection_goes_on_wherever_the_client_comes_back(served: str) -> None:
+    async def run() -> None:
+        first = Client(served)
+        talk = asyncio.create_task(first.talk())
+        await first.hears_more()
+        talk.cancel()
+        await asyncio.gather(talk, return_exceptions=True)
+        # Whichever replica is asked, it finds the one that has the conversation.
+        for _ in range(4):
+            again = Client(served, f"{QUERY}&resume={first.session['resume']['token']}")
+            talk = asyncio.create_task(again.talk())
+            await again.hears_more(2)
+            assert again.session["resumed"]
+            assert again.session["session"] == first.session["session"]
+            talk.cancel()
+            await asyncio.gather(talk, return_exceptions=True)
+
+    asyncio.run(run())
