@@ -294,7 +294,7 @@ def assemble(
     if checkpoint.is_random:
         warnings.append(
             f"model '{model.name}' has random weights: what it says means nothing. "
-            "model=moshiko is the trained dialogue model (15.4 GB)"
+            "model=nano answers a little, model=moshiko is the trained dialogue model (15.4 GB)"
         )
     return Assembly(checkpoint, checked, codec, lm, backend, plugins, warnings)
 
