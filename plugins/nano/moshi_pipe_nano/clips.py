@@ -23,7 +23,7 @@ from moshi_pipe_nano.codec_data import (
     phone_symbols,
     user_lines,
 )
-from moshi_pipe_nano.codes import CODES, Codes, load_net, save_arrays
+from moshi_pipe_nano.codes import CODES, Codes, load_net, save_arrays, write_questions
 from moshi_pipe_nano.conversation import Plan, Planner, Stage
 from moshi_pipe_nano.noise import NoiseBeds, draw_gain
 from moshi_pipe_nano.run import pick_device, set_up_torch
@@ -69,7 +69,8 @@ def write_clips(options: Options) -> int:
     still = _encode_sound(net, silence)[0]
     own_lines = assistant_lines(codec.num_salads, options.seed)
     own = Pool(speak_all(own_lines, options.workers), symbols, device)
-    own_clips = _encode(net, own, rng, None)  # answers begin with a frame
+    own_clips = _encode(net, own, rng, None)
+    write_questions(options, own, symbols, net)
     user_texts = user_lines(codec.num_user_sentences, options.seed, salads=False)
     user = Pool(speak_all(user_texts, options.workers), symbols, device)
     user_clips = _encode(net, user, rng, beds)
