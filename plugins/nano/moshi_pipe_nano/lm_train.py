@@ -3,7 +3,8 @@
 Beside what the model must say, heads that are thrown away afterwards ask the state which words
 the user said, and where a sum and its parts lie on the line of numbers. Codes that the model is
 given are disturbed now and then, so that it forgives its own slips, and the user's acoustic codes
-are sometimes hidden: the words are in the semantic ones.
+are sometimes hidden: the words are in the semantic ones. Given the voice of another answer, it
+still says what its text says.
 
 Shape letters: B conversation, S stream, K codebook, T frame, M frame of any conversation.
 """
@@ -183,9 +184,10 @@ class LMTraining:
             misled_B = torch.rand(misled_B.shape, device=self.device) < self.lm.decoy_share
             misled_B[len(misled_B) - self.num_sums(len(misled_B)) :] = True
             misled_B &= lesson.text_trained
-            misled_B[0] = False  # someone's codes are always learnt
             own_BKT = torch.where(misled_B[:, None, None], lesson.decoy, own_BKT)
-            own_BKT = self._disturb(own_BKT, self.lm.own_noise)
+            # From none to twice the share: alone, it hears its own slips and what follows them.
+            share_B = 2 * self.lm.own_noise * torch.rand(len(own_BKT), device=self.device)
+            own_BKT = self._disturb(own_BKT, share_B[:, None, None])
             user_BKT = self._hide(self._disturb(user_BKT, self.lm.user_noise))
         ids_BST = columns(self.spec, lesson.text, own_BKT, user_BKT)
         state_BTD = self.net.temporal(ids_BST)
@@ -195,7 +197,7 @@ class LMTraining:
         spoken_BT[:, 1:] |= lesson.speaking[:, :-1]
         share_BT = torch.where(spoken_BT, self.lm.spoken_share, self.lm.silent_share)
         kept_BT = torch.rand(share_BT.shape, device=self.device) < share_BT
-        kept_BT &= (spoken_BTK >= 0).all(-1) & ~misled_B[:, None]
+        kept_BT &= (spoken_BTK >= 0).all(-1)
         kept_BT[0, -1] = True  # never none at all
         at_M = kept_BT.flatten().nonzero()[:, 0]
         codes_MK = spoken_BTK.flatten(0, 1)[at_M]
@@ -277,7 +279,7 @@ class LMTraining:
             found[name] = right / word_BT.sum().clamp(min=1)
         return found
 
-    def _disturb(self, codes_BKT: Tensor, share: float) -> Tensor:
+    def _disturb(self, codes_BKT: Tensor, share: Tensor | float) -> Tensor:
         other_BKT = torch.randint_like(codes_BKT, self.spec.cardinality)
         changed_BKT = torch.rand(codes_BKT.shape, device=self.device) < share
         return torch.where(changed_BKT, other_BKT, codes_BKT)
