@@ -45,7 +45,7 @@ def run(graph: str, seconds: float) -> dict[str, Any]:
         words = [
             *("source=mic", "source.device=virt_mic", f"source.duration_s={seconds}"),
             *("sink=[speaker,file]", "sink.speaker.device=virt_speaker", f"graph={graph}"),
-            *("seed=1", f"output_dir={folder}/out"),
+            *("model=embedded", "seed=1", f"output_dir={folder}/out"),
         ]
         command = [sys.executable, "-m", "moshi_pipe", *words]
         try:

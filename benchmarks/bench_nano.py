@@ -3,14 +3,14 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_nano.py --model nano --questions 100
 
 Voices, speeds, phrasings and pairs that training never heard, spoken by espeak-ng and stepped
-through the pipeline frame by frame. Needs `plugins/nano`, espeak-ng's library and pocketsphinx; an
-installed pystoi adds STOI. Prints one JSON line: every figure beside its target.
+through the pipeline frame by frame. Needs `plugins/nano[score]` and espeak-ng's library. Prints one
+JSON line: every figure beside its target. With `--floors` it fails where a figure is worse than
+what even a few questions must give; times are not among those.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import subprocess
 import sys
@@ -88,14 +88,28 @@ TARGETS = {
     "same_bytes": Target(1.0, at_least=True),
 }
 
+FLOORS = {
+    "right": 0.75,
+    "right_held_out": 0.4,
+    "in_time": 0.8,
+    "spoke_over_the_user": 0.1,
+    "stopped_when_interrupted": 0.6,
+    "answer_word_error_rate": 0.3,
+    "round_trip_word_error_rate": 0.1,
+    "memory_mb": 250.0,
+    "same_bytes": 1.0,
+}
+"""What a few questions must give: looser than the targets by what chance does to a few."""
+
 
 def main() -> None:
-    """Run and print."""
+    """Run and print; the exit code is 1 beneath a floor."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="nano", help="a name of conf/model, or a folder")
     parser.add_argument("--questions", type=int, default=100, help="of each kind")
     parser.add_argument("--interruptions", type=int, default=40)
     parser.add_argument("--sentences", type=int, default=30, help="of the codec's round trip")
+    parser.add_argument("--floors", action="store_true", help="fail beneath them")
     args = parser.parse_args()
     import moshi_pipe
 
@@ -112,6 +126,16 @@ def main() -> None:
     }
     figures = {name: figure(name, value) for name, value in found.items()}
     emit("nano", {**vars(args), "figures": figures})
+    low = [name for name in FLOORS if args.floors and not above(name, found[name])]
+    if low:
+        sys.exit(f"beneath the floor: {', '.join(f'{n} {found[n]} of {FLOORS[n]}' for n in low)}")
+
+
+def above(name: str, value: float | None) -> bool:
+    """Whether a figure is as good as its floor; one that was not measured is not."""
+    if value is None:
+        return False
+    return value >= FLOORS[name] if TARGETS[name].at_least else value <= FLOORS[name]
 
 
 def figure(name: str, value: float | None) -> dict[str, Any]:
@@ -164,6 +188,7 @@ def round_trip(codec: Model, count: int) -> dict[str, float | None]:
     """What the codec leaves of held-out sentences in the model's own voice."""
     import torch
     from moshi_pipe_nano.losses import mel_distance
+    from pystoi import stoi
 
     texts = sorted({e.answer for e in domain.exchanges() if e.held_out_pair})
     texts = texts[:: max(1, len(texts) // count)]
@@ -181,16 +206,12 @@ def round_trip(codec: Model, count: int) -> dict[str, float | None]:
         for d, o in pairs
     ]
     words = [text.split() for text in texts]
-    found: dict[str, float | None] = {
+    return {
         "round_trip_word_error_rate": word_error_rate(zip(words, decoded, strict=True)),
         "original_word_error_rate": word_error_rate(zip(words, originals, strict=True)),
         "mel_distance_db": statistics.fmean(distances),
+        "stoi": statistics.fmean(float(stoi(o, d, SAMPLE_RATE)) for d, o in pairs),
     }
-    if importlib.util.find_spec("pystoi") is not None:
-        from pystoi import stoi
-
-        found["stoi"] = statistics.fmean(float(stoi(o, d, SAMPLE_RATE)) for d, o in pairs)
-    return found
 
 
 def word_error_rate(spoken: Any) -> float | None:

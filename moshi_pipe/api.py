@@ -2,7 +2,7 @@
 
 ::
 
-    model = moshi_pipe.load("embedded")
+    model = moshi_pipe.load()
     with model.session(seed=1) as session:
         for frame in session.run("question.wav"):
             frame.audio  # float32 [1, 1920] at 24 kHz, or None
@@ -60,7 +60,7 @@ class Frame:
 
 
 def load(
-    model: str = "embedded",
+    model: str = "nano",
     *,
     graph: str = "dialogue",
     overrides: Mapping[str, Any] | None = None,

@@ -311,7 +311,7 @@ def assemble(
     if checkpoint.is_random:
         warnings.append(
             f"model '{model.name}' has random weights: what it says means nothing. "
-            "model=moshiko is the trained dialogue model (15.4 GB)"
+            "model=nano answers a little, model=moshiko is the trained dialogue model (15.4 GB)"
         )
     nodes = foreign_nodes(checked, plugins, codec)
     readers = {name: node.readers() for name, node in nodes.items()}

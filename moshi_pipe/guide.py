@@ -74,8 +74,9 @@ Five commands to try:
   moshi-pipe doctor model=moshiko                what works here, and whether the model keeps up
   moshi-pipe --help                              every group, key and command
 
-The model in the package is tiny and random: it shows that everything works and says nothing
-that means anything. Choose a trained one by name, such as model=moshiko.
+The model in the package is a toy: in English it answers sums of digits, what comes after a number
+or a day, colours, names and greetings ("what is three plus four"), and nothing else. Choose a
+large one by name, such as model=moshiko; model=embedded is tiny and random, for trying things.
 """
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from support.model import RANDOM
 
 from moshi_pipe.cli import main
 from moshi_pipe.model_check import clip_path, mel_distance_db
@@ -196,7 +197,7 @@ def test_inspect_fails_on_what_is_damaged(
 def test_check_prints_a_verdict_and_writes_its_figures(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["check", "device=cpu", "context=6", "--json", "figures.json"]) == 0
+    assert main(["check", RANDOM, "device=cpu", "context=6", "--json", "figures.json"]) == 0
 
     said = capsys.readouterr().out
     assert "works, with random weights: what it says means nothing" in said
@@ -208,7 +209,7 @@ def test_check_prints_a_verdict_and_writes_its_figures(
     assert len(found["figures"]["codec_codes_hash"]) == 16
     assert "torch" in found["versions"]
 
-    assert main(["check", "device=cpu", "context=6", "--json", "again.json"]) == 0
+    assert main(["check", RANDOM, "device=cpu", "context=6", "--json", "again.json"]) == 0
     again = json.loads((tmp_path / "again.json").read_text())["figures"]
     hashes = [key for key in again if "hash" in key]
     assert len(hashes) == 6
@@ -220,7 +221,7 @@ def test_check_does_not_blame_the_model_for_a_clip_that_is_none(
 ) -> None:
     (tmp_path / "clip.wav").write_text("no sound")
 
-    assert main(["check", "clip=clip.wav"]) == 3
+    assert main(["check", RANDOM, "clip=clip.wav"]) == 3
 
     said = capsys.readouterr()
     assert "clip.wav" in said.err

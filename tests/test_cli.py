@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.model import RANDOM
 
 from moshi_pipe.cli import main
 from moshi_pipe.errors import BackendError, CheckpointError, InputError, OutputError, SessionError
@@ -398,7 +399,7 @@ def test_a_broken_graph_is_refused_by_the_command_that_draws_it(
 
 
 def test_plan_says_whether_the_embedded_model_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "device=cpu"]) == 0
+    assert main(["plan", RANDOM, "device=cpu"]) == 0
 
     assert "fits: needs" in capsys.readouterr().out
 

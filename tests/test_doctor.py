@@ -17,6 +17,7 @@ from urllib.error import HTTPError, URLError
 import pytest
 import torch
 from huggingface_hub import constants
+from support.model import RANDOM
 
 from moshi_pipe import doctor as command
 from moshi_pipe import doctor_checks as checks
@@ -58,7 +59,7 @@ class Ticks:
 
 
 def compose(words: Sequence[str] = ()) -> RunConfig:
-    return load_run(prepare(list(words)), load_plugins().nodes, need_source=False)
+    return load_run(prepare([RANDOM, *words]), load_plugins().nodes, need_source=False)
 
 
 def about(*words: str, step_ms: float = 5.0) -> Context:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support.model import RANDOM
 
 from moshi_pipe.build import run_config
 from moshi_pipe.compose import load_run
@@ -131,7 +132,7 @@ def serve(
     scenario: Callable[[Server], Awaitable[None]], *words: str, folder: Path
 ) -> tuple[RunReport, Server, Screen]:
     plugins = load_plugins(installed=False)
-    chosen = ["source=silence", "sink=[file]", f"output_dir={folder}", *words]
+    chosen = [RANDOM, "source=silence", "sink=[file]", f"output_dir={folder}", *words]
     source, screen = Server(scenario), Screen()
     report = run_config(load_run(chosen, plugins.nodes), screen, plugins, source)
     return report, source, screen
@@ -371,6 +372,6 @@ def test_a_live_source_that_cannot_wait_is_not_asked_to(tmp_path: Path) -> None:
         raise AssertionError("nothing runs")
 
     plugins = load_plugins(installed=False)
-    words = ["source=silence", "sink=[file]", f"output_dir={tmp_path}", *DIALOGUE]
+    words = [RANDOM, "source=silence", "sink=[file]", f"output_dir={tmp_path}", *DIALOGUE]
     with pytest.raises(ConfigError, match=r"^engine.late=slow_down is not for this source"):
         run_config(load_run(words, plugins.nodes), Screen(), plugins, Impatient(talk))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.model import RANDOM
 
 from moshi_pipe.cli import main
 from moshi_pipe.plugins import DIRS_VARIABLE, PLUGINS_VARIABLE, load_plugins
@@ -18,7 +19,7 @@ from moshi_pipe.plugins import DIRS_VARIABLE, PLUGINS_VARIABLE, load_plugins
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RUN = ["source=silence", "source.duration_s=0.4", "seed=1", "graph=codec", "sink=[file]"]
+RUN = [RANDOM, "source=silence", "source.duration_s=0.4", "seed=1", "graph=codec", "sink=[file]"]
 
 HEAD = """
 from dataclasses import dataclass

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.audio import write_babble
+from support.model import RANDOM
 
 from moshi_pipe import plugins as plugins_module
 from moshi_pipe.cli import main
@@ -72,7 +73,7 @@ def test_a_plugin_hears_every_word_and_frame_whatever_the_sinks_take_and_others_
     monkeypatch.chdir(tmp_path)
     write_babble(tmp_path / "a.wav", 1.6)
 
-    assert main(["source.path=a.wav", "seed=5", "output_dir=out", "sink=[transcript]"]) == 0
+    assert main([RANDOM, "source.path=a.wav", "seed=5", "output_dir=out", "sink=[transcript]"]) == 0
     transcript = (tmp_path / "out" / "a.txt").read_text(encoding="utf-8").split()
     words = [text for text, _, _ in listener.words]
     assert words == transcript
@@ -80,7 +81,7 @@ def test_a_plugin_hears_every_word_and_frame_whatever_the_sinks_take_and_others_
     assert listener.ended == [20]
 
     listener.words.clear()
-    assert main(["source.path=a.wav", "seed=5", "output_dir=sound", "sink=[file]"]) == 0
+    assert main([RANDOM, "source.path=a.wav", "seed=5", "output_dir=sound", "sink=[file]"]) == 0
     assert [text for text, _, _ in listener.words] == words
     assert listener.frames > 20
     shown = capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file
 from support.audio import babble, write_babble
+from support.model import RANDOM
 
 import moshi_pipe
 from moshi_pipe import assembly
@@ -22,7 +23,7 @@ from moshi_pipe.models.make_checkpoint import make_checkpoint
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "question.wav"
 FRAME = 1920
-SAMPLING = ["seed=5", "numerics=reference"]
+SAMPLING = [RANDOM, "seed=5", "numerics=reference"]
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_a_run_that_memory_cannot_hold_is_refused_before_it_loads_anything(
 def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tmp_path: Path) -> None:
     write_babble(tmp_path / "a.wav", 1.2)
     for folder, seed in (("one", 5), ("two", 5), ("three", 6)):
-        assert main([f"seed={seed}", "source.path=a.wav", f"output_dir={folder}"]) == 0
+        assert main([RANDOM, f"seed={seed}", "source.path=a.wav", f"output_dir={folder}"]) == 0
 
     assert Path("one/a.wav").read_bytes() == Path("two/a.wav").read_bytes()
     assert Path("one/a.txt").read_bytes() == Path("two/a.txt").read_bytes()
@@ -91,7 +92,7 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tmp_path: Path) 
 
 def test_a_drawn_seed_is_written_down_and_repeats_the_run(tmp_path: Path) -> None:
     write_babble(tmp_path / "a.wav", 0.8)
-    assert main(["source.path=a.wav"]) == 0
+    assert main([RANDOM, "source.path=a.wav"]) == 0
 
     assert main(["repeat", "moshi-out"]) == 0
 
@@ -167,7 +168,7 @@ def test_codes_lead_back_to_the_sound_of_the_codec_graph(tmp_path: Path) -> None
 
 def test_the_python_interface_gives_what_the_command_writes(tmp_path: Path) -> None:
     path = write_babble(tmp_path / "a.wav", 1.2)
-    words = ["numerics=reference", "sampling=greedy", "source.path=a.wav", "sink=[codes]"]
+    words = [RANDOM, "numerics=reference", "sampling=greedy", "source.path=a.wav", "sink=[codes]"]
     assert main(words) == 0
     written = load_file("moshi-out/a.safetensors")
 
@@ -354,7 +355,7 @@ def test_stereo_has_the_model_on_the_left_and_the_user_on_the_right(tmp_path: Pa
 def test_a_multirun_repeats_with_each_value(tmp_path: Path) -> None:
     write_babble(tmp_path / "a.wav", 0.4)
 
-    assert main(["-m", "source.path=a.wav", "seed=1,2"]) == 0
+    assert main(["-m", RANDOM, "source.path=a.wav", "seed=1,2"]) == 0
 
     reports = [read_json(f"moshi-out/{i}/run.json") for i in range(2)]
     assert [report["seed"] for report in reports] == [1, 2]
@@ -441,7 +442,7 @@ def test_results_that_another_run_began_to_overwrite_are_made_anew(tmp_path: Pat
     record = Path("moshi-out/a.session.json")
     told = record.read_text(encoding="utf-8")
 
-    assert main(["source.path=a.wav", "seed=6", "device=cpu", "sampling=greedy"]) == 0
+    assert main([RANDOM, "source.path=a.wav", "seed=6", "device=cpu", "sampling=greedy"]) == 0
     assert record.read_text(encoding="utf-8") != told
     assert run("source.path=a.wav") == 0
 
@@ -472,7 +473,7 @@ def test_a_resumed_run_keeps_the_seed_that_was_drawn(tmp_path: Path) -> None:
     write_babble(tmp_path / "a.wav", 0.4)
     seeds = []
     for _ in range(2):
-        assert main(["source.path=a.wav", "sink=[file]"]) == 0
+        assert main([RANDOM, "source.path=a.wav", "sink=[file]"]) == 0
         seeds.append(read_json("moshi-out/run.json")["seed"])
 
     assert seeds[0] == seeds[1]

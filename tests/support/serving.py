@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from moshi_pipe.server.messages import Control, Kind, build, parse
+from support.model import RANDOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ class Server:
         self._ready = threading.Event()
         chosen = [] if any(w.startswith("sink=") for w in words) else ["sink=websocket"]
         self.process = subprocess.Popen(
-            [*_COMMAND, "source=websocket", "server.port=0", *chosen, *words],
+            [*_COMMAND, RANDOM, "source=websocket", "server.port=0", *chosen, *words],
             cwd=folder,
             env={
                 **os.environ,

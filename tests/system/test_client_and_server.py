@@ -13,6 +13,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
 
 from support.audio import babble
+from support.model import RANDOM
 from support.proxy import Proxy
 from support.serving import Server
 
@@ -66,7 +67,10 @@ def test_a_model_behind_a_server_says_what_it_says_here(server: Server, talk: Pa
     assert client(server.url, talk, "model.audio=pcm_f32le") == 0
     here = talk.parent / "here"
     words = ["seed=5", "engine.slots=2", "device=cpu", "numerics=reference", "first_frame=reset"]
-    assert main([f"source.path={talk}", f"output_dir={here}", "sink.file.bits=32", *words]) == 0
+    assert (
+        main([RANDOM, f"source.path={talk}", f"output_dir={here}", "sink.file.bits=32", *words])
+        == 0
+    )
 
     (said, _), (expected, _) = (
         soundfile.read(folder / "talk.wav", dtype="float32")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from support.audio import write_babble
+from support.model import RANDOM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ def environment() -> dict[str, str]:
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *words],
+        [*COMMAND, RANDOM, *words],
         cwd=cwd,
         env=environment(),
         capture_output=True,
@@ -43,7 +44,7 @@ def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def start_and_wait_for_sound(folder: Path, *words: str) -> subprocess.Popen[str]:
     """Start a long run and return once something of its answer is on the disk."""
     process = subprocess.Popen(
-        [*COMMAND, "source=silence", "source.duration_s=3600", "seed=1", *words],
+        [*COMMAND, RANDOM, "source=silence", "source.duration_s=3600", "seed=1", *words],
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -129,7 +130,7 @@ AS_NOBODY = """
 import os, pwd, sys
 from moshi_pipe.cli import main
 
-main([f"source.path={sys.argv[1]}/warm.wav", f"output_dir={sys.argv[1]}/warm"])
+main(["model=embedded", f"source.path={sys.argv[1]}/warm.wav", f"output_dir={sys.argv[1]}/warm"])
 nobody = pwd.getpwnam("nobody")
 os.setgroups([])
 os.setgid(nobody.pw_gid)
@@ -151,7 +152,7 @@ def test_what_may_not_be_touched_is_named(what: str) -> None:
         out = folder / "out"
         out.mkdir()
         out.chmod(0o777 if what == "input" else 0o755)
-        words = [f"source.path={recording}", f"output_dir={out}"]
+        words = [RANDOM, f"source.path={recording}", f"output_dir={out}"]
 
         done = subprocess.run(
             [sys.executable, "-c", AS_NOBODY, name, *words],

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 from support.audio import babble
+from support.model import RANDOM
 from support.pulse import RATE, Pulse, end, lag, missing_tools
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def pulse(folder: Path, request: pytest.FixtureRequest) -> Iterator[Pulse]:
 
 
 def start(pulse: Pulse, folder: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "moshi_pipe", *words, f"output_dir={folder}/out"]
+    command = [sys.executable, "-m", "moshi_pipe", RANDOM, *words, f"output_dir={folder}/out"]
     return subprocess.Popen(
         command,
         env={**pulse.environment, "OMP_NUM_THREADS": "1"},
@@ -90,7 +91,14 @@ def offline(folder: Path, heard_N: npt.NDArray[np.float32]) -> npt.NDArray[np.fl
         "first_frame=reset",
         f"output_dir={folder}/offline",
     ]
-    command = [sys.executable, "-m", "moshi_pipe", f"source.path={folder}/heard.wav", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "moshi_pipe",
+        RANDOM,
+        f"source.path={folder}/heard.wav",
+        *words,
+    ]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
     said_N, _ = soundfile.read(folder / "offline" / "heard.wav", dtype="float32")
     return np.asarray(said_N, np.float32)

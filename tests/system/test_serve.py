@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
+from support.model import RANDOM
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -42,6 +43,7 @@ class Server:
             [
                 sys.executable,
                 *(("-m", "moshi_pipe") if code is None else ("-c", code)),
+                RANDOM,
                 "source=websocket",
                 "sink=websocket",
                 "server.port=0",

@@ -19,7 +19,11 @@ def run_stage(options: Options) -> None:
     Raises:
         ConfigError: There is no such stage.
     """
-    if options.stage == "codec":
+    if options.stage == "start":
+        from moshi_pipe_nano.start import start_from_released
+
+        start_from_released(options)
+    elif options.stage == "codec":
         from moshi_pipe_nano.codec_train import train_codec
 
         train_codec(options)

@@ -23,8 +23,8 @@ from moshi_pipe_nano.codec_data import (
     phone_symbols,
     user_lines,
 )
-from moshi_pipe_nano.codes import CODES, Codes, load_net, save_arrays
-from moshi_pipe_nano.conversation import OWN, Plan, Planner, Stage
+from moshi_pipe_nano.codes import CODES, Codes, load_net, save_arrays, write_questions
+from moshi_pipe_nano.conversation import Plan, Planner, Stage
 from moshi_pipe_nano.noise import NoiseBeds, draw_gain
 from moshi_pipe_nano.run import pick_device, set_up_torch
 from moshi_pipe_nano.synthesis import speak_all
@@ -40,6 +40,7 @@ _SHOWN_LEAD: Final = 1  # of them, those that are used
 _TAIL: Final = 3  # frames after it
 _BEDS: Final = 48  # recordings of nothing but noise
 _BATCH: Final = 16
+_PHASES: Final = 8  # places within a frame at which a question may begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,10 @@ def write_clips(options: Options) -> int:
     noise = _encode_sound(net, beds.draw(_BEDS, options.data.num_frames * FRAME_SAMPLES, rng))
     silence = torch.zeros(1, options.data.num_frames * FRAME_SAMPLES, device=device)
     still = _encode_sound(net, silence)[0]
-    own_lines = assistant_lines(codec.num_salads, options.seed) * options.data.own_copies
+    own_lines = assistant_lines(codec.num_salads, options.seed)
     own = Pool(speak_all(own_lines, options.workers), symbols, device)
     own_clips = _encode(net, own, rng, None)
+    write_questions(options, own, symbols, net)
     user_texts = user_lines(codec.num_user_sentences, options.seed, salads=False)
     user = Pool(speak_all(user_texts, options.workers), symbols, device)
     user_clips = _encode(net, user, rng, beds)
@@ -103,15 +105,12 @@ class Assembler:
         self._num_frames, self._seed = options.data.num_frames, options.seed
         self._planner = Planner(own, user, self._num_frames)
         self._stage = Stage(own, user, self._num_frames, options.seed)
-        self._copies: dict[str, list[int]] = {line.text: [] for line in own.lines}
-        for i, line in enumerate(own.lines):
-            self._copies[line.text].append(i)
-        self._own, self._clips, self._still, self._noise = own, clips, still, noise
+        self._clips, self._still, self._noise = clips, still, noise
 
     def conversation(self, index: int) -> Codes:
         """One conversation, one row of :class:`Codes`."""
         rng = np.random.default_rng([self._seed, 13, index])
-        plan = self._aligned(self._planner.draw(rng), rng)
+        plan = self._aligned(self._planner.draw(rng))
         own, user = self._still.copy(), self._noise[rng.integers(len(self._noise))].copy()
         for turn in plan.turns:
             row, clips = (own, user)[turn.channel], self._clips[turn.channel]
@@ -126,23 +125,23 @@ class Assembler:
         trained = np.array(plan.text_trained)
         return Codes(own, user, labels.text, labels.heard, labels.speaking, trained)
 
-    def _aligned(self, plan: Plan, rng: np.random.Generator) -> Plan:
+    def _aligned(self, plan: Plan) -> Plan:
         """The same plan with every sentence where within a frame it was encoded."""
         turns = []
         for turn in plan.turns:
-            which = turn.which
-            if turn.channel == OWN:
-                copies = self._copies[self._own.lines[which].text]
-                which = copies[rng.integers(len(copies))]
-            phase = int(self._clips[turn.channel].phases[which])
+            phase = int(self._clips[turn.channel].phases[turn.which])
             start = turn.start // FRAME_SAMPLES * FRAME_SAMPLES + phase
-            turns.append(replace(turn, which=which, start=start))
+            turns.append(replace(turn, start=start))
         return Plan(turns, plan.text_trained)
 
 
 def _encode(net: MimiNet, pool: Pool, rng: np.random.Generator, beds: NoiseBeds | None) -> Clips:
-    """Encode every sentence, those of about the same length together."""
-    phases = rng.integers(8, size=len(pool)) * (FRAME_SAMPLES // 8)
+    """Encode every sentence, those of about the same length together.
+
+    The user's, which have noise, begin anywhere within a frame, the model's with one.
+    """
+    places = 1 if beds is None else _PHASES
+    phases = rng.integers(places, size=len(pool)) * (FRAME_SAMPLES // places)
     sizes = (phases + pool.lengths) // FRAME_SAMPLES + 1 + _LEAD + _TAIL
     found: dict[int, npt.NDArray[np.int16]] = {}
     order = np.argsort(sizes, kind="stable")

@@ -31,6 +31,7 @@ _LOOK_BACK_S: Final = 0.04  # a phoneme is asked for when 40 ms of it and what f
 _LONGEST_SALAD: Final = 7
 _GRID: Final = 120  # samples between two entries of the phoneme track, 5 ms
 _SALAD_SHARE: Final = 0.3
+_SUM_SHARE: Final = 0.4  # of the model's salads
 _KIND_WEIGHTS: Final = {
     "sum": 0.36, "repeat": 0.22, "after": 0.12, "count": 0.07, "colour": 0.07, "name": 0.06,
     "greeting": 0.07, "goodbye": 0.03,
@@ -130,11 +131,17 @@ class Pool:
 
 
 def assistant_lines(num_salads: int, seed: int) -> list[Line]:
-    """The answers that training may see, then word salads, all in the model's voice."""
+    """The answers that training may see, then word salads, all in the model's voice.
+
+    A part of the salads are sums with wrong results: a result's sound comes from its text.
+    """
     trained = {e.answer for e in domain.exchanges() if not e.held_out_pair}
     lines = [Line(text, ASSISTANT) for text in domain.answers() if text in trained]
     rng = np.random.default_rng([seed, 1])
-    return lines + [Line(_salad(rng), ASSISTANT) for _ in range(num_salads)]
+    salads = [
+        _wrong_sum(rng) if rng.random() < _SUM_SHARE else _salad(rng) for _ in range(num_salads)
+    ]
+    return lines + [Line(text, ASSISTANT) for text in salads]
 
 
 def user_lines(
@@ -186,6 +193,13 @@ def _salad(rng: np.random.Generator) -> str:
     words = domain.vocabulary()
     count = int(rng.integers(3, _LONGEST_SALAD + 1))
     return " ".join(words[i] for i in rng.integers(len(words), size=count))
+
+
+def _wrong_sum(rng: np.random.Generator) -> str:
+    first, second = (int(x) for x in rng.integers(10, size=2))
+    results = [word for n, word in enumerate(domain.NUMBERS) if n != first + second]
+    result = results[rng.integers(len(results))]
+    return f"{domain.NUMBERS[first]} plus {domain.NUMBERS[second]} is {result}"
 
 
 def _track(

@@ -22,6 +22,8 @@ from moshi_pipe_nano.shapes import mimi_spec
 from moshi_pipe_nano.synthesis import speak_all
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from moshi_pipe_nano.conversation import Plan
@@ -97,7 +99,7 @@ def write_codes(options: Options, pools: CodecPools | None = None) -> int:
     pools = pools or make_pools(options, device)
     net = load_net(options)
     folder, data = Path(options.out), options.data
-    save_arrays(folder / QUESTIONS, _questions(options, pools, net))
+    write_questions(options, pools.own, pools.symbols, net)
     planner = Planner(pools.own, pools.user, data.num_frames)
     stage = Stage(pools.own, pools.user, data.num_frames, options.seed)
     begun, parts = time.monotonic(), []
@@ -130,14 +132,23 @@ def load_questions(path: Path) -> Questions:
         return Questions(**{f.name: arrays[f.name] for f in fields(Questions)})
 
 
-def _questions(options: Options, pools: CodecPools, net: MimiNet) -> Questions:
-    """Half of them trained exchanges, half never trained ones, all by voices never heard."""
+def write_questions(options: Options, own: Pool, symbols: Sequence[str], net: MimiNet) -> None:
+    """Encode questions that only measure, all by voices that training never hears.
+
+    Half of them are of trained exchanges, half of others.
+
+    Args:
+        options: Of the whole command.
+        own: The model's sentences.
+        symbols: Phoneme inventory.
+        net: The codec.
+    """
     half = options.data.num_validation // 2
     lines = user_lines(half, options.seed + 2, held_out=True, salads=False)
     lines += user_lines(half, options.seed + 2, held_out=True, salads=False, unknown=True)
-    user = Pool(speak_all(lines, options.workers), pools.symbols, pools.user.device)
-    planner = Planner(pools.own, user, QUESTION_FRAMES)
-    stage = Stage(pools.own, user, QUESTION_FRAMES, options.seed + 2)
+    user = Pool(speak_all(lines, options.workers), symbols, own.device)
+    planner = Planner(own, user, QUESTION_FRAMES)
+    stage = Stage(own, user, QUESTION_FRAMES, options.seed + 2)
     rng = np.random.default_rng([options.seed, 7])
     plans = [planner.single(i, rng) for i in range(len(lines))]
     parts = [
@@ -145,12 +156,13 @@ def _questions(options: Options, pools: CodecPools, net: MimiNet) -> Questions:
         for first in range(0, len(plans), options.data.batch)
     ]
     ends = [int(p.turns[0].start + user.lengths[i]) // 1_920 for i, p in enumerate(plans)]
-    return Questions(
+    found = Questions(
         np.concatenate([part.user for part in parts]),
         np.array(ends),
         np.array([line.exchange for line in lines]),
         np.arange(len(lines)) >= half,
     )
+    save_arrays(Path(options.out) / QUESTIONS, found)
 
 
 @torch.no_grad()

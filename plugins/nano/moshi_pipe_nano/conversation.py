@@ -35,7 +35,6 @@ _INTERRUPTED_SHARE: Final = 0.2
 _ECHO_SHARE: Final = 0.15
 _ECHO_DB: Final = (-45.0, -28.0)
 _GAP_FRAMES: Final = (4, 7)  # whole frames of silence before an answer, the last not included
-_PHASES: Final = 8  # places within a frame at which an answer may begin
 _REACTION_S: Final = (0.25, 0.45)  # from an interruption to silence
 _FADE: Final = 480  # samples
 _TEXT_AHEAD: Final = 1  # frames by which a word's token is ahead of its sound
@@ -235,9 +234,8 @@ class Stage:
 
 
 def _answer_start(end: int, rng: np.random.Generator) -> int:
-    """Where an answer to what ends there begins: few places within a frame are enough."""
-    frame = -(-end // FRAME_SAMPLES) + int(rng.integers(*_GAP_FRAMES))
-    return frame * FRAME_SAMPLES + int(rng.integers(_PHASES)) * (FRAME_SAMPLES // _PHASES)
+    """Where an answer to what ends there begins: with a frame, so that each has one form only."""
+    return (-(-end // FRAME_SAMPLES) + int(rng.integers(*_GAP_FRAMES))) * FRAME_SAMPLES
 
 
 def _write_word(text: npt.NDArray[np.int16], at: int, word: str) -> None:

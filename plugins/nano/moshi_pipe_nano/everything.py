@@ -1,7 +1,8 @@
-"""The whole way from nothing to a model that was measured, within a time.
+"""The whole way from nothing to a model that was measured, and its released form.
 
-Sentences are spoken once and kept in memory; the decoder goes on in a process of its own beside
-the language model, for both leave much of a GPU idle.
+On a GPU whole conversations are encoded, sentences are spoken once and kept in memory, and the
+decoder goes on in a process of its own beside the language model, for both leave much of it idle.
+On a CPU sentences are encoded once, and one thing is done after the other.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from moshi_pipe_nano.codec_train import make_pools, train_codec
+from moshi_pipe_nano.clips import write_clips
+from moshi_pipe_nano.codec_train import make_pools, train_codec, train_decoder
 from moshi_pipe_nano.codes import write_codes
 from moshi_pipe_nano.evaluate import evaluate
+from moshi_pipe_nano.export import export
 from moshi_pipe_nano.lm_train import train_lm
+from moshi_pipe_nano.plots import draw_journals
 from moshi_pipe_nano.run import Journal, pick_device, set_up_torch
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ _START_S: Final = 14.0  # until a process of its own trains
 
 
 def run_everything(options: Options) -> None:
-    """Train codec and language model and measure them.
+    """Train codec and language model, measure them, write ``released/`` and the curves.
 
     With ``deadline_s`` the language model's training is cut so that all ends about then.
     """
@@ -38,6 +42,33 @@ def run_everything(options: Options) -> None:
     set_up_torch(options.threads)
     device = pick_device(options.device)
     journal = Journal(Path(options.out) / "everything.jsonl")
+    if device.type == "cpu":
+        _train_in_turn(options, journal, begun)
+    else:
+        _train_at_once(options, journal, begun, device)
+    evaluate(options)
+    export(options)
+    draw_journals(options)
+    journal.write(5, {"evaluated_s": time.monotonic() - begun})
+
+
+def _train_in_turn(options: Options, journal: Journal, begun: float) -> None:
+    """Codec, decoder, sentences, language model."""
+    train_codec(options)
+    journal.write(1, {"codec_s": time.monotonic() - begun})
+    train_decoder(options)
+    journal.write(2, {"decoder_s": time.monotonic() - begun})
+    count = write_clips(options)
+    journal.write(3, {"codes_s": time.monotonic() - begun, "conversations": count})
+    if options.deadline_s > 0:
+        left = options.deadline_s - _KEPT_S - (time.monotonic() - begun)
+        options.lm.seconds = min(options.lm.seconds or left, max(left, 1.0))
+    train_lm(options)
+    journal.write(4, {"lm_s": time.monotonic() - begun})
+
+
+def _train_at_once(options: Options, journal: Journal, begun: float, device: torch.device) -> None:
+    """Codec, conversations, then the language model and the decoder beside each other."""
     pools = make_pools(options, device)
     hours = float(pools.user.lengths.sum() + pools.own.lengths.sum()) / 24_000 / 3600
     journal.write(0, {"sentences_s": time.monotonic() - begun, "hours": hours})
@@ -63,8 +94,6 @@ def run_everything(options: Options) -> None:
             decoder.terminate()  # it saved now and then
         decoder.wait()
     journal.write(4, {"decoder_s": time.monotonic() - begun, "code": float(decoder.returncode)})
-    evaluate(options)
-    journal.write(5, {"evaluated_s": time.monotonic() - begun})
 
 
 def _decoder_process(options: Options) -> subprocess.Popen[bytes]:

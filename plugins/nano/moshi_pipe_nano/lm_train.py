@@ -1,8 +1,10 @@
 """Training of the language model on codes.
 
-Beside what the model must say, a head that is thrown away afterwards asks the state which words
-the user said. Codes that the model is given are disturbed now and then, so that it forgives its
-own slips, and the user's acoustic codes are sometimes hidden: the words are in the semantic ones.
+Beside what the model must say, heads that are thrown away afterwards ask the state which words
+the user said, and where a sum and its parts lie on the line of numbers. Codes that the model is
+given are disturbed now and then, so that it forgives its own slips, and the user's acoustic codes
+are sometimes hidden: the words are in the semantic ones. Given the voice of another answer, it
+still says what its text says.
 
 Shape letters: B conversation, S stream, K codebook, T frame, M frame of any conversation.
 """
@@ -19,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moshi_pipe.models.spec import ZERO_CODE
-from moshi_pipe_nano import words
+from moshi_pipe_nano import sums, words
 from moshi_pipe_nano.codes import CODES, QUESTIONS, load_codes, load_net, load_questions
 from moshi_pipe_nano.decoys import decoys
 from moshi_pipe_nano.lm_net import LMNet, columns, targets
@@ -104,7 +106,7 @@ class Lesson:
 
 
 class LMTraining:
-    """The model, its average, the head that asks for the user's words, and the optimizer.
+    """The model, its average, the heads that only training has, and the optimizer.
 
     Args:
         options: Of the whole command.
@@ -117,7 +119,12 @@ class LMTraining:
         self.net = LMNet(self.spec, options.seed).place(self.device)
         self.average = LMNet(self.spec, options.seed).place(self.device).requires_grad_(False)
         torch.manual_seed(options.seed)
-        self.heard = nn.Linear(self.lm.dim, self.spec.text_cardinality, device=self.device)
+        self.heads = nn.ModuleDict(
+            {
+                "heard": nn.Linear(self.lm.dim, self.spec.text_cardinality),
+                "counted": nn.Linear(self.lm.dim, sum(sums.THRESHOLDS)),
+            }
+        ).to(self.device)
         matrices, others = self._split()
         self.optimizer = torch.optim.AdamW(
             others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.02, fused=True
@@ -141,12 +148,13 @@ class LMTraining:
             if self.lm.muon_rate > 0 and name.startswith("transformer") and value.ndim == 2
         }
         others = [value for name, value in by_name.items() if name not in chosen]
-        return [by_name[name] for name in sorted(chosen)], [*others, *self.heard.parameters()]
+        return [by_name[name] for name in sorted(chosen)], [*others, *self.heads.parameters()]
 
     def restore(self, state: dict[str, Any], average: dict[str, Any]) -> None:
         """Take up a saved training."""
         self.net.load_state_dict(state["net"])
-        self.heard.load_state_dict(state["heard"])
+        if "heads" in state:  # a released checkpoint has none
+            self.heads.load_state_dict(state["heads"])
         self.average.load_state_dict(average["net"])
         self.step = state["step"]
         optimizer = load(self.folder / OPTIMIZER)
@@ -159,7 +167,7 @@ class LMTraining:
         """Write everything that carrying on needs, weights in half precision."""
         state = {
             "net": halved(self.net.state_dict()),
-            "heard": halved(self.heard.state_dict()),
+            "heads": halved(self.heads.state_dict()),
             "step": self.step,
         }
         save(self.folder / CHECKPOINT, state)
@@ -176,9 +184,10 @@ class LMTraining:
             misled_B = torch.rand(misled_B.shape, device=self.device) < self.lm.decoy_share
             misled_B[len(misled_B) - self.num_sums(len(misled_B)) :] = True
             misled_B &= lesson.text_trained
-            misled_B[0] = False  # someone's codes are always learnt
             own_BKT = torch.where(misled_B[:, None, None], lesson.decoy, own_BKT)
-            own_BKT = self._disturb(own_BKT, self.lm.own_noise)
+            # From none to twice the share: alone, it hears its own slips and what follows them.
+            share_B = 2 * self.lm.own_noise * torch.rand(len(own_BKT), device=self.device)
+            own_BKT = self._disturb(own_BKT, share_B[:, None, None])
             user_BKT = self._hide(self._disturb(user_BKT, self.lm.user_noise))
         ids_BST = columns(self.spec, lesson.text, own_BKT, user_BKT)
         state_BTD = self.net.temporal(ids_BST)
@@ -188,7 +197,7 @@ class LMTraining:
         spoken_BT[:, 1:] |= lesson.speaking[:, :-1]
         share_BT = torch.where(spoken_BT, self.lm.spoken_share, self.lm.silent_share)
         kept_BT = torch.rand(share_BT.shape, device=self.device) < share_BT
-        kept_BT &= (spoken_BTK >= 0).all(-1) & ~misled_B[:, None]
+        kept_BT &= (spoken_BTK >= 0).all(-1)
         kept_BT[0, -1] = True  # never none at all
         at_M = kept_BT.flatten().nonzero()[:, 0]
         codes_MK = spoken_BTK.flatten(0, 1)[at_M]
@@ -213,6 +222,7 @@ class LMTraining:
         return (
             losses["text"]
             + self.lm.heard_weight * losses["heard"]
+            + self.lm.counted_weight * losses["counted"]
             + losses["semantic"]
             + _ACOUSTIC_WEIGHT * losses["acoustic"]
         )
@@ -221,7 +231,7 @@ class LMTraining:
         """One step of the optimizers and of the average; returns the norm of the gradient."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        parameters = [*self.net.parameters(), *self.heard.parameters()]
+        parameters = [*self.net.parameters(), *self.heads.parameters()]
         for parameter in parameters:
             parameter.grad = None
         loss.backward()
@@ -248,14 +258,16 @@ class LMTraining:
         weight_BT = torch.where(padding_BT, self.lm.text_padding_weight, 1.0)
         weight_BT = torch.where(misled_B[:, None], _MISLED_WEIGHT * weight_BT, weight_BT)
         result_B1 = torch.where(misled_B, self.lm.result_weight, self.lm.read_weight)[:, None]
-        weight_BT = torch.where(_is_result(lesson.text), result_B1, weight_BT)
+        weight_BT = torch.where(sums.is_result(lesson.text), result_B1, weight_BT)
         weight_BT = weight_BT * lesson.text_trained[:, None]
         found = {"text": (each_BT * weight_BT).sum() / weight_BT.sum().clamp(min=1)}
-        asked_BTV = self.heard(state_BTD)
+        asked_B = lesson.text_trained & misled_B
+        found["counted"] = sums.loss(self.heads["counted"], state_BTD, lesson.text, asked_B)
+        asked_BTV = self.heads["heard"](state_BTD)
         each_BT = F.cross_entropy(asked_BTV.transpose(1, 2), lesson.heard, reduction="none")
         weight_BT = torch.where(lesson.heard == words.PADDING, _HEARD_PADDING, 1.0)
         found["heard"] = (each_BT * weight_BT).sum() / weight_BT.sum()
-        result_BT = _is_result(lesson.text) & (lesson.text_trained & misled_B)[:, None]
+        result_BT = sums.is_result(lesson.text) & asked_B[:, None]
         known = ((logits_BTV.argmax(-1) == lesson.text) & result_BT).sum()
         found["result_right"] = known / result_BT.sum().clamp(min=1)
         for name, logits, wanted, trained_BT in (
@@ -267,7 +279,7 @@ class LMTraining:
             found[name] = right / word_BT.sum().clamp(min=1)
         return found
 
-    def _disturb(self, codes_BKT: Tensor, share: float) -> Tensor:
+    def _disturb(self, codes_BKT: Tensor, share: Tensor | float) -> Tensor:
         other_BKT = torch.randint_like(codes_BKT, self.spec.cardinality)
         changed_BKT = torch.rand(codes_BKT.shape, device=self.device) < share
         return torch.where(changed_BKT, other_BKT, codes_BKT)
@@ -277,16 +289,6 @@ class LMTraining:
         acoustic_K = torch.arange(user_BKT.shape[1], device=self.device) > 0
         hidden_BK1 = (hidden_B[:, None] & acoustic_K)[..., None]
         return torch.where(hidden_BK1, ZERO_CODE, user_BKT)
-
-
-def _is_result(text_BT: Tensor) -> Tensor:
-    """Which frames hold the first word after an "is": what was not heard but must be known."""
-    word_BT = text_BT >= words.FIRST_WORD
-    at_BT = torch.arange(text_BT.shape[1], device=text_BT.device).expand_as(text_BT)
-    last_BT = torch.where(word_BT, at_BT, -1).cummax(1).values.roll(1, 1)
-    last_BT[:, 0] = -1
-    before_BT = text_BT.gather(1, last_BT.clamp(min=0))
-    return word_BT & (last_BT >= 0) & (before_BT == words.token("is"))
 
 
 def train_lm(options: Options) -> None:
@@ -300,7 +302,7 @@ def train_lm(options: Options) -> None:
     late, early = slice(kept_back, None), slice(0, kept_back)
     lessons = Lesson.of(codes, late, training.device, other)
     plus = (codes.text[late] == words.token("plus")).sum(1)
-    sums = np.flatnonzero((plus >= _SUM_TURNS) & codes.text_trained[late])
+    about_sums = np.flatnonzero((plus >= _SUM_TURNS) & codes.text_trained[late])
     validation = Lesson.of(codes, early, training.device, other)
     course = Course(training.step, lm.num_steps, lm.seconds, lm.decay_share)
     journal, means = Journal(training.folder / "lm.jsonl"), Means()
@@ -309,9 +311,9 @@ def train_lm(options: Options) -> None:
         rng = np.random.default_rng([options.seed, 8, training.step])
         torch.manual_seed(options.seed * 1_000_003 + training.step)
         chosen = rng.integers(len(lessons), size=lm.batch)
-        if len(sums):
+        if len(about_sums):
             count = training.num_sums(lm.batch)
-            chosen[lm.batch - count :] = sums[rng.integers(len(sums), size=count)]
+            chosen[lm.batch - count :] = about_sums[rng.integers(len(about_sums), size=count)]
         rows = torch.from_numpy(chosen).to(training.device)
         losses = training.losses(lessons.pick(rows))
         rate = course.learning_rate(training.step, lm.learning_rate)

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-STAGES = ("codec", "decoder", "codes", "clips", "lm", "evaluate", "export", "data", "plots", "all")
+STAGES = (
+    "start", "codec", "decoder", "codes", "clips", "lm", "evaluate", "export", "data", "plots",
+    "all",
+)  # fmt: skip
 
 
 @dataclass
@@ -50,7 +53,6 @@ class DataOptions:
     num_conversations: int = 3000
     num_frames: int = 176
     num_validation: int = 128
-    own_copies: int = 2
     batch: int = 16
     seconds: float = 0.0
 
@@ -73,6 +75,7 @@ class LMOptions:
     muon_rate: float = 0.02
     decay_share: float = 0.3
     heard_weight: float = 0.7
+    counted_weight: float = 1.0
     spoken_share: float = 0.5
     silent_share: float = 0.03
     text_padding_weight: float = 0.15
@@ -100,6 +103,7 @@ class Options:
     device: str = "auto"
     deadline_s: float = 0.0
     codec_from: str = ""
+    released: str = ""
     codec: CodecOptions = field(default_factory=CodecOptions)
     data: DataOptions = field(default_factory=DataOptions)
     lm: LMOptions = field(default_factory=LMOptions)

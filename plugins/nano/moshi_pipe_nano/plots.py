@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 150, 34, 40
-_COLOURS: Final = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
+_COLOURS: Final = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e",
+                   "#c49a00")  # fmt: skip
 _GREY: Final = "#888888"
 _TICKS: Final = 5
 _SERIES: Final = {
     "codec": (("spectrum", "waveform", "commitment"), ("unheard_accuracy",)),
     "decoder": (("spectrum", "waveform"),),
     "lm": (
-        ("text", "heard", "semantic", "acoustic", "unseen_text", "unseen_heard"),
+        ("text", "heard", "counted", "semantic", "acoustic", "unseen_text", "unseen_heard"),
         ("text_right", "heard_right", "unseen_text_right", "unseen_heard_right", "right"),
     ),
 }
@@ -65,10 +66,11 @@ def draw(curves: Sequence[Curve], title: str, *, logarithmic: bool) -> str:
     ends = [step for curve in curves for step, _ in curve.points]
     values = [value for curve in curves for _, value in curve.points]
     low, high = (min(values), max(values)) if logarithmic else (0.0, 1.0)
-    last = max(ends)
+    first, last = min(ends), max(ends)
+    length = max(last - first, 1)
 
     def x(step: float) -> float:
-        return _LEFT + step / last * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (step - first) / length * (_WIDTH - _LEFT - _RIGHT)
 
     def y(value: float) -> float:
         if logarithmic:
@@ -89,8 +91,8 @@ def draw(curves: Sequence[Curve], title: str, *, logarithmic: bool) -> str:
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
             f'stroke="{_GREY}" stroke-opacity="0.25"/>'
             f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.2g}</text>'
-            f'<text x="{x(last * share):.1f}" y="{_HEIGHT - _BOTTOM + 18}" '
-            f'text-anchor="middle">{last * share:.0f}</text>'
+            f'<text x="{x(first + length * share):.1f}" y="{_HEIGHT - _BOTTOM + 18}" '
+            f'text-anchor="middle">{first + length * share:.0f}</text>'
         )
     for i, curve in enumerate(curves):
         colour = _COLOURS[i % len(_COLOURS)]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from moshi_pipe_nano import words
+from moshi_pipe_nano import sums, words
 from moshi_pipe_nano.lm_net import LMNet
 from moshi_pipe_nano.lm_start import start_from_codec
-from moshi_pipe_nano.lm_train import Lesson, LMTraining, _is_result
+from moshi_pipe_nano.lm_train import Lesson, LMTraining
 from moshi_pipe_nano.mimi_net import MimiNet
 from moshi_pipe_nano.muon import Muon, orthogonal
 from moshi_pipe_nano.options import CodecOptions, LMOptions, Options
@@ -50,7 +50,7 @@ def test_gradients_are_the_slopes_of_the_loss(options: Options) -> None:
     training, given = LMTraining(options), lesson()
     training.net.double()
     training.net.place(torch.device("cpu"))
-    training.heard.double()
+    training.heads.double()
 
     def loss() -> torch.Tensor:
         torch.manual_seed(0)
@@ -141,4 +141,23 @@ def test_codes_that_sound_alike_begin_alike() -> None:
 def test_the_word_after_is_counts_as_a_result() -> None:
     said = [words.token(word) for word in ["one", "plus", "two", "is", "three", "two"]]
     text = torch.tensor([[3, *said[:4], 3, 0, *said[4:]]])
-    assert _is_result(text).int().tolist() == [[0, 0, 0, 0, 0, 0, 0, 1, 0]]
+    assert sums.is_result(text).int().tolist() == [[0, 0, 0, 0, 0, 0, 0, 1, 0]]
+
+
+def test_a_sum_and_its_parts_are_found_where_the_result_is_due() -> None:
+    said = [words.token(word) for word in ["two", "three", "plus", "nine", "is", "twelve", "is"]]
+    text = torch.tensor([[3, *said[:3], 3, 0, *said[3:6], 3, *said[6:]]])
+    found, parts = sums.parts(text)
+    assert found.int().tolist() == [[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]]
+    assert parts[found].tolist() == [[3, 9, 12]]
+
+
+def test_the_line_of_numbers_is_asked_only_where_text_is_learnt() -> None:
+    said = [words.token(word) for word in ["three", "plus", "nine", "is", "twelve"]]
+    text, state = torch.tensor([said, said]), torch.zeros(2, 5, 4)
+    head = torch.nn.Linear(4, sum(sums.THRESHOLDS))
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    for trained, wanted in ((True, 0.6931), (False, 0.0)):
+        found = sums.loss(head, state, text, torch.tensor([trained, trained]))
+        assert found.item() == pytest.approx(wanted, abs=1e-3)

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 def run(folder: Path, *words: str) -> tuple[dict[str, Tensor], np.ndarray, str]:
     """Codes, audio and transcript of a sampled run over four seconds of silence."""
-    chosen = ["source=silence", "source.duration_s=4", "seed=1", "sink=[file,codes,transcript]"]
+    chosen = [
+        "model=embedded",
+        "source=silence",
+        "source.duration_s=4",
+        "seed=1",
+        "sink=[file,codes,transcript]",
+    ]
     assert main([*chosen, f"output_dir={folder}", *words]) == 0
     codes = load_file(folder / "silence-0.safetensors")
     audio, _ = soundfile.read(folder / "silence-0.wav")

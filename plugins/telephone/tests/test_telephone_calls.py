@@ -134,7 +134,7 @@ def running(folder: Path, *words: str, ear: Ear | None = None, **options: Any) -
 
     source = TelephoneSource(TelephoneOptions(port=0, **options), on_ready=on_ready)
     plugins = load_plugins([] if ear is None else [("ear", ear)])
-    chosen = [f"output_dir={folder}", "source=telephone", "graph=codec", "seed=1"]
+    chosen = [f"output_dir={folder}", "source=telephone", "graph=codec", "seed=1", "model=embedded"]
     config = load_run([*chosen, "engine.max_lag_ms=60000", *words], plugins.nodes)
     reports: list[Any] = []
 

@@ -345,7 +345,9 @@ def test_a_whole_run_writes_the_turns(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     soundfile.write(tmp_path / "talk.wav", talk(2.0, (0.5, 1.5)), RATE)
 
-    assert main(["graph=codec", "source.path=talk.wav", "sink=[vad]", "seed=1"]) == 0
+    assert (
+        main(["model=embedded", "graph=codec", "source.path=talk.wav", "sink=[vad]", "seed=1"]) == 0
+    )
 
     report = json.loads(Path("moshi-out/talk.session.json").read_text(encoding="utf-8"))
     assert report["sinks"]["vad"]["files"] == [str(tmp_path / "moshi-out" / "talk.turns.jsonl")]

@@ -417,7 +417,7 @@ def test_a_whole_run_posts_the_words_of_the_transcript(
     t = np.arange(3 * 24_000) / 24_000
     soundfile.write(tmp_path / "talk.wav", 0.3 * np.sin(2 * np.pi * 200 * t), 24_000)
     with serving() as hook:
-        words = ["source.path=talk.wav", "sink=[transcript,webhook]", "seed=1"]
+        words = ["model=embedded", "source.path=talk.wav", "sink=[transcript,webhook]", "seed=1"]
         assert main([*words, f"sink.webhook.url='{hook.url}'"]) == 0
 
     lines = Path("moshi-out/talk.jsonl").read_text(encoding="utf-8").splitlines()
