@@ -6,9 +6,8 @@ every operation that touches memory of the host is caught.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,6 +22,9 @@ from moshi_pipe.models.spec import LMSpec, MimiSpec
 from moshi_pipe.nn.mimi import Mimi
 from moshi_pipe.nn.moshi import Moshi
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
 TINY = find_preset("tiny")
 CUDA = torch.device("cuda")
 NUM_SLOTS = 4
@@ -32,7 +34,7 @@ class HostAccess(TorchDispatchMode):
     """Collects operations on tensors of the host."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(
