@@ -60,7 +60,7 @@ def machine() -> dict[str, Any]:
 
 def emit(question: str, result: Mapping[str, Any]) -> None:
     """Print the result as one JSON line."""
-    print(json.dumps({"bench": question, **result, "machine": machine()}))
+    print(json.dumps({"bench": question, **result, "machine": machine()}), flush=True)
 
 
 def _cpu_name() -> str:
@@ -75,5 +75,8 @@ def _cpu_name() -> str:
 def _commit() -> str:
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return "unknown"
     return result.stdout.strip() or "unknown"

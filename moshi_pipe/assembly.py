@@ -147,10 +147,11 @@ class Assembly:
             guided: Whether sessions may use classifier-free guidance.
             max_candidates: Largest top-k of a session; 0 allows all.
         """
+        graphs = self.backend.cuda_graphs
         makers: dict[str, Callable[[], BatchedNode]] = {
-            ENCODE_KIND: lambda: _encode(models),
-            DECODE_KIND: lambda: _decode(models, self.lm),
-            LM_KIND: lambda: _lm(models, self.codec, guided, max_candidates),
+            ENCODE_KIND: lambda: _encode(models, graphs),
+            DECODE_KIND: lambda: _decode(models, self.lm, graphs),
+            LM_KIND: lambda: _lm(models, self.codec, guided, max_candidates, graphs),
         }
         nodes: dict[str, BatchedNode] = {}
         for name in schedule.order:
@@ -456,20 +457,22 @@ def check_outputs(graph: Graph, sinks: Iterable[tuple[str, Iterable[str]]]) -> N
                 )
 
 
-def _encode(models: Models) -> BatchedNode:
+def _encode(models: Models, graphs: bool) -> BatchedNode:
     from moshi_pipe.engine.stages import EncodeStage
 
-    return EncodeStage(_present(models.codec))
+    return EncodeStage(_present(models.codec), graphs=graphs)
 
 
-def _decode(models: Models, lm: LMSpec | None) -> BatchedNode:
+def _decode(models: Models, lm: LMSpec | None, graphs: bool) -> BatchedNode:
     from moshi_pipe.engine.stages import DecodeStage
 
     num_codebooks = lm.num_generated if lm is not None and lm.num_generated else None
-    return DecodeStage(_present(models.codec), num_codebooks)
+    return DecodeStage(_present(models.codec), num_codebooks, graphs=graphs)
 
 
-def _lm(models: Models, codec: CodecSpec, guided: bool, max_candidates: int) -> BatchedNode:
+def _lm(
+    models: Models, codec: CodecSpec, guided: bool, max_candidates: int, graphs: bool
+) -> BatchedNode:
     from moshi_pipe.engine.stages import LMStage
 
     return LMStage(
@@ -477,6 +480,7 @@ def _lm(models: Models, codec: CodecSpec, guided: bool, max_candidates: int) -> 
         frame_rate=codec.frame_rate,
         guided=guided,
         max_candidates=max_candidates,
+        graphs=graphs,
     )
 
 

@@ -154,6 +154,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
             dtype=values.dtype,
             kv_dtype=values.kv_dtype,
             numerics=values.numerics,
+            cuda_graphs=values.cuda_graphs,
             context=values.context,
             codec_backend=values.codec_backend,
             quant=values.quant,

@@ -90,6 +90,7 @@ class RootSchema:
         dtype: Of the language model's weights.
         kv_dtype: Of stored keys and values; None takes ``dtype``.
         numerics: ``fast`` or ``reference``.
+        cuda_graphs: On CUDA, replay each stage of a tick as one graph.
         context: Frames that the language model sees; None takes the model's own.
         codec_backend: What computes the codec; None takes ``backend``.
         quant: How the language model's weights are stored.
@@ -126,6 +127,7 @@ class RootSchema:
     dtype: str = "auto"
     kv_dtype: str | None = None
     numerics: str = "fast"
+    cuda_graphs: bool = False
     context: int | None = None
     codec_backend: str | None = None
     quant: str = "none"

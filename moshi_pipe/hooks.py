@@ -90,6 +90,7 @@ class BackendOptions:
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``: the language model's weights.
         kv_dtype: Of stored keys and values; None takes ``dtype``.
         numerics: ``fast``, or ``reference`` to follow the reference operation by operation.
+        cuda_graphs: On CUDA, replay each stage of a tick as one graph.
         context: Frames that the language model sees; None takes the checkpoint's.
         codec_backend: Of the codec, where it differs from ``backend``; its :meth:`Hooks.open_codec`
             finds it under ``backend``.
@@ -105,6 +106,7 @@ class BackendOptions:
     dtype: str = "auto"
     kv_dtype: str | None = None
     numerics: str = "fast"
+    cuda_graphs: bool = False
     context: int | None = None
     codec_backend: str | None = None
     quant: str = "none"

@@ -123,7 +123,8 @@ class Engine:
         self._can_park = False
         self._settings = settings or SessionSettings()
         self._capacity: Capacity | None = None
-        self._input = TickInput(schedule.input, input_format, self.num_slots)
+        pinned = options.device.startswith("cuda")
+        self._input = TickInput(schedule.input, input_format, self.num_slots, pinned=pinned)
         self._slots: SlotTable[Session] = SlotTable(self.num_slots)
         self._waiting: deque[Session] = deque()
         self._no_more = False

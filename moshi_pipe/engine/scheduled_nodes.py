@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from moshi_pipe.engine.node_timer import make_timer
 from moshi_pipe.graph.node import BatchedNode, Tick, Value
+from moshi_pipe.nn.transfer import HostCopy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +38,7 @@ class ScheduledNodes:
     def __init__(self, schedule: Schedule, *, device: str, clock: Clock) -> None:
         self._schedule = schedule
         self._device = torch.device(device)
-        self._clock = clock
+        self._timer = make_timer(clock, self._device)
         self._nodes: Mapping[str, BatchedNode] = {}
 
     def open(self, nodes: Mapping[str, BatchedNode], num_slots: int) -> None:
@@ -105,18 +107,19 @@ class ScheduledNodes:
         if self._device.type != "cpu":
             frames = frames.to(self._device, non_blocking=True)
         values = {self._schedule.input: Value(frames, fed)}
-        spans = []
+        marks = []
         for name in self._schedule.order:
-            begin_ns = self._clock.now_ns()
+            begin = self._timer.mark()
             links = self._schedule.inputs[name]
             made = self._nodes[name].step({port: values[at] for port, at in links.items()}, tick)
             values.update({f"{name}.{port}": value for port, value in made.items()})
-            spans.append((begin_ns, self._clock.now_ns()))
-        outputs = {
-            name: (_to_host(values[place].tensor), values[place].valid)
+            marks.append((begin, self._timer.mark()))
+        copies = {
+            name: (HostCopy(values[place].tensor), values[place].valid)
             for name, place in self._schedule.outputs.items()
         }
-        return outputs, spans
+        outputs = {name: (copy.numpy(), valid) for name, (copy, valid) in copies.items()}
+        return outputs, self._timer.spans(marks)
 
     def broken(self) -> dict[int, str]:
         """Slots whose numbers are not finite, with the node that made them."""
@@ -138,8 +141,3 @@ def held_bytes(snapshot: Any) -> int:
     if isinstance(snapshot, list | tuple):
         return sum(held_bytes(one) for one in snapshot)
     return 0
-
-
-def _to_host(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = tensor.detach().cpu().numpy()
-    return array

@@ -13,10 +13,13 @@ import torch
 
 from moshi_pipe.engine.delay_line import DelayLine, DelayState
 from moshi_pipe.engine.noise import fill_exponential
+from moshi_pipe.engine.slots import tick_sizes
 from moshi_pipe.errors import ConfigError, SessionError
 from moshi_pipe.graph.format import Audio, Codes, Text
 from moshi_pipe.graph.node import FIRST_FRAMES, BatchedNode, SessionSettings, Tick, Value
-from moshi_pipe.models.protocols import Codec, Controls, Keeping, SpeechLM, Step
+from moshi_pipe.models.protocols import Codec, Controls, Keeping, SpeechLM
+from moshi_pipe.nn.cuda_graph import GraphedCall
+from moshi_pipe.nn.transfer import HostCopy, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,15 +38,17 @@ class EncodeStage(BatchedNode):
 
     Args:
         codec: The codec; only its encoder is used.
+        graphs: On CUDA, replay graphs.
     """
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, *, graphs: bool = False) -> None:
         spec = codec.spec
         self.inputs = {"audio": Audio(spec.sample_rate, spec.frame_size, spec.channels)}
         self.outputs = {"codes": Codes(spec.num_codebooks, spec.cardinality, spec.frame_rate)}
         self._codec = codec
         self._device = torch.device(codec.caps.device)
         self._state: Any = None
+        self._call = GraphedCall(self._compute, self._device, enabled=graphs)
         self._forget_first: set[int] = set()
 
     def open(self, num_slots: int) -> None:
@@ -54,6 +59,8 @@ class EncodeStage(BatchedNode):
         everyone = torch.ones(num_slots, dtype=torch.bool, device=self._device)
         for _ in range(_WARM_UP_STEPS):
             self._codec.encode(silence, everyone, self._state)
+        for n in reversed(tick_sizes(num_slots)):
+            self._call.prepare(silence[:n], everyone[:n])
         self._codec.reset(self._state, range(num_slots))
 
     def join(self, slot: int, settings: SessionSettings) -> None:
@@ -84,7 +91,7 @@ class EncodeStage(BatchedNode):
         """Encode one frame of every slot that has one."""
         audio = inputs["audio"]
         valid = audio.valid & tick.active
-        codes_BK = self._codec.encode(audio.tensor, _mask(valid, self._device), self._state)
+        (codes_BK,) = self._call(audio.tensor, to_device(valid, self._device))
         forget = [slot for slot in self._forget_first if slot < tick.n and valid[slot]]
         if forget:
             self._codec.reset(self._state, forget)
@@ -92,8 +99,12 @@ class EncodeStage(BatchedNode):
         return {"codes": Value(codes_BK, valid)}
 
     def close(self) -> None:
-        """Drop the state."""
+        """Drop the state and the graphs over it."""
         self._state = None
+        self._call.clear()
+
+    def _compute(self, pcm_BCN: Tensor, valid_B: Tensor) -> tuple[Tensor, ...]:
+        return (self._codec.encode(pcm_BCN, valid_B, self._state),)
 
 
 class DecodeStage(BatchedNode):
@@ -102,9 +113,12 @@ class DecodeStage(BatchedNode):
     Args:
         codec: The codec; only its decoder is used.
         num_codebooks: Codebooks that come in, at most the codec's.
+        graphs: On CUDA, replay graphs.
     """
 
-    def __init__(self, codec: Codec, num_codebooks: int | None = None) -> None:
+    def __init__(
+        self, codec: Codec, num_codebooks: int | None = None, *, graphs: bool = False
+    ) -> None:
         spec = codec.spec
         num_codebooks = num_codebooks or spec.num_codebooks
         self.inputs = {"codes": Codes(num_codebooks, spec.cardinality, spec.frame_rate)}
@@ -113,7 +127,8 @@ class DecodeStage(BatchedNode):
         self._num_codebooks = num_codebooks
         self._device = torch.device(codec.caps.device)
         self._state: Any = None
-        self._last: tuple[Tensor, npt.NDArray[np.bool_]] | None = None
+        self._call = GraphedCall(self._compute, self._device, enabled=graphs)
+        self._last: tuple[Tensor, HostCopy | None, npt.NDArray[np.bool_]] | None = None
 
     def open(self, num_slots: int) -> None:
         """Make state and warm up."""
@@ -122,6 +137,8 @@ class DecodeStage(BatchedNode):
         everyone = torch.ones(num_slots, dtype=torch.bool, device=self._device)
         for _ in range(_WARM_UP_STEPS):
             self._codec.decode(zeros, everyone, self._state)
+        for n in reversed(tick_sizes(num_slots)):
+            self._call.prepare(zeros[:n], everyone[:n])
         self._codec.reset(self._state, range(num_slots))
 
     def join(self, slot: int, settings: SessionSettings) -> None:
@@ -145,23 +162,33 @@ class DecodeStage(BatchedNode):
         """Decode one frame of every slot that has one."""
         codes = inputs["codes"]
         valid = codes.valid & tick.active
-        audio_BCN = self._codec.decode(codes.tensor, _mask(valid, self._device), self._state)
-        self._last = (audio_BCN, valid)
+        audio_BCN, *finite_B = self._call(codes.tensor, to_device(valid, self._device))
+        self._last = (audio_BCN, HostCopy(finite_B[0]) if finite_B else None, valid)
         return {"audio": Value(audio_BCN, valid)}
 
     def failed(self) -> Sequence[int]:
         """Slots whose audio was not finite."""
         if self._last is None:
             return ()
-        audio_BCN, valid = self._last
-        if math.isfinite(float(audio_BCN.sum())):  # nearly always, and quick
+        audio_BCN, finite_B, valid = self._last
+        if finite_B is not None:
+            finite = finite_B.numpy()
+        elif math.isfinite(float(audio_BCN.sum())):  # nearly always, and quick
             return ()
-        finite = torch.isfinite(audio_BCN).flatten(1).all(dim=1).cpu().numpy()
+        else:
+            finite = _finite_rows(audio_BCN).cpu().numpy()
         return [int(slot) for slot in np.flatnonzero(valid & ~finite)]
 
     def close(self) -> None:
-        """Drop the state."""
+        """Drop the state and the graphs over it."""
         self._state = self._last = None
+        self._call.clear()
+
+    def _compute(self, codes_BK: Tensor, valid_B: Tensor) -> tuple[Tensor, ...]:
+        audio_BCN = self._codec.decode(codes_BK, valid_B, self._state)
+        if self._device.type != "cuda":
+            return (audio_BCN,)
+        return audio_BCN, _finite_rows(audio_BCN)
 
 
 class LMStage(BatchedNode):
@@ -172,10 +199,19 @@ class LMStage(BatchedNode):
         guided: Hold a second row per slot for classifier-free guidance.
         max_candidates: Largest top-k that a session may ask for; 0 allows unlimited top-k.
         frame_rate: Frames per second of the codec.
+        graphs: On CUDA, replay graphs. They hold what any session may ask for, sampling and the
+            repetition penalty among it, so that none is captured when one joins; results are the
+            same.
     """
 
     def __init__(
-        self, lm: SpeechLM, *, frame_rate: Any, guided: bool = False, max_candidates: int = 250
+        self,
+        lm: SpeechLM,
+        *,
+        frame_rate: Any,
+        guided: bool = False,
+        max_candidates: int = 250,
+        graphs: bool = False,
     ) -> None:
         spec = lm.spec
         self.inputs = {}
@@ -190,6 +226,7 @@ class LMStage(BatchedNode):
         self._max_candidates = min(max_candidates or largest, largest)
         self._device = torch.device(lm.caps.device)
         self._line = DelayLine(spec, self._device)
+        self._call = GraphedCall(self._compute, self._device, enabled=graphs)
         self._open: _Running | None = None
 
     def open(self, num_slots: int) -> None:
@@ -208,9 +245,15 @@ class LMStage(BatchedNode):
         for row_B in (warm.top_k_B, warm.text_top_k_B):
             row_B.fill_(self._max_candidates)
         fill_exponential(noise[0], seed=0, step=0)
-        warm.noise_BKR = torch.from_numpy(noise).to(self._device)
+        warm.noise_BKR = noise_BKR = torch.from_numpy(noise).to(self._device)
         for _ in range(_WARM_UP_STEPS):
             self._lm.step(column_BS, idle, warm, state)
+        if not self._call.enabled:
+            return
+        controls.repetition_penalty_B = torch.ones_like(controls.temperature_B)
+        user_BK = torch.zeros(num_slots, spec.num_user, dtype=torch.int64, device=self._device)
+        for n in reversed(tick_sizes(num_slots)):
+            self._call.prepare(user_BK[:n], idle[:n], noise_BKR[:n])
 
     def join(self, slot: int, settings: SessionSettings) -> None:
         """Begin a session with its settings.
@@ -277,13 +320,14 @@ class LMStage(BatchedNode):
         last = self._running().last
         if last is None:
             return ()
-        step, valid = last
-        finite = step.finite_B.cpu().numpy()
+        finite_B, valid = last
+        finite = finite_B.numpy()
         return [int(slot) for slot in np.flatnonzero(valid & ~finite)]
 
     def close(self) -> None:
-        """Drop the state."""
+        """Drop the state and the graphs over it."""
         self._open = None
+        self._call.clear()
 
     def _heard(
         self, inputs: Mapping[str, Value], tick: Tick
@@ -296,7 +340,7 @@ class LMStage(BatchedNode):
         valid = (user.valid | tick.end_codes) & tick.active
         user_BK = user.tensor[:, : spec.num_user]
         if tick.end_codes.any():
-            ended_B1 = _mask(tick.end_codes, self._device)[:, None]
+            ended_B1 = to_device(tick.end_codes, self._device)[:, None]
             user_BK = torch.where(ended_B1, spec.cardinality, user_BK)
         return user_BK, valid
 
@@ -316,16 +360,28 @@ class LMStage(BatchedNode):
     def _advance(
         self, user_BK: Tensor, valid: npt.NDArray[np.bool_], running: _Running
     ) -> tuple[Tensor, Tensor]:
-        valid_B = _mask(valid, self._device)
-        self._fill_noise(valid, running)
+        noise_BKR = self._fill_noise(valid, running)
+        text_B, codes_BK, finite_B = self._call(user_BK, to_device(valid, self._device), noise_BKR)
+        running.num_steps[: len(valid)] += valid
+        running.last = (HostCopy(finite_B), valid)
+        return text_B, codes_BK
+
+    def _compute(
+        self, user_BK: Tensor, valid_B: Tensor, noise_BKR: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """A step between the delay lines; what a graph holds."""
+        running = self._running()
+        running.controls.noise_BKR = noise_BKR
         column_BS = self._line.push_user(user_BK, valid_B, running.delays)
         step = self._lm.step(column_BS, valid_B, running.controls, running.state)
-        running.num_steps[: len(valid)] += valid
-        running.last = (step, valid)
-        return self._line.push_generated(step.text_B, step.codes_BK, valid_B, running.delays)
+        text_B, codes_BK = self._line.push_generated(
+            step.text_B, step.codes_BK, valid_B, running.delays
+        )
+        return text_B, codes_BK, step.finite_B
 
-    def _fill_noise(self, valid: npt.NDArray[np.bool_], running: _Running) -> None:
-        sampled = False
+    def _fill_noise(self, valid: npt.NDArray[np.bool_], running: _Running) -> Tensor | None:
+        """Draws of this step on the device; None when all are greedy and no graph wants them."""
+        sampled = self._call.enabled
         for slot in np.flatnonzero(valid):
             settings = running.settings[slot]
             if settings is None or not (settings.temperature or settings.text_temperature):
@@ -333,10 +389,7 @@ class LMStage(BatchedNode):
             sampled = True
             step = int(running.num_steps[slot])
             fill_exponential(running.noise[slot], seed=settings.seed, step=step)
-        running.controls.noise_BKR = None
-        if sampled:
-            noise = torch.from_numpy(running.noise[: len(valid)])
-            running.controls.noise_BKR = noise.to(self._device)
+        return to_device(running.noise[: len(valid)], self._device) if sampled else None
 
     def _check(self, settings: SessionSettings) -> None:
         """Refuse settings that the state was not sized for."""
@@ -388,7 +441,7 @@ class _Running:
         self.noise = noise
         self.num_steps = np.zeros(num_slots, dtype=np.int64)
         self.settings: list[SessionSettings | None] = [None] * num_slots
-        self.last: tuple[Step, npt.NDArray[np.bool_]] | None = None
+        self.last: tuple[HostCopy, npt.NDArray[np.bool_]] | None = None
 
 
 def _controls(num_slots: int, device: torch.device, *, guided: bool) -> Controls:
@@ -433,5 +486,5 @@ def _keeping(model: Codec | SpeechLM) -> Keeping:
     )
 
 
-def _mask(valid: npt.NDArray[np.bool_], device: torch.device) -> Tensor:
-    return torch.from_numpy(valid).to(device)
+def _finite_rows(audio_BCN: Tensor) -> Tensor:
+    return torch.isfinite(audio_BCN).flatten(1).all(dim=1)

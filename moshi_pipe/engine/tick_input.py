@@ -22,11 +22,13 @@ class TickInput:
         name: Of the graph's input.
         wanted: Its format.
         num_slots: Rows.
+        pinned: Whether a CUDA device copies from it.
     """
 
-    def __init__(self, name: str, wanted: Format, num_slots: int) -> None:
+    def __init__(self, name: str, wanted: Format, num_slots: int, *, pinned: bool = False) -> None:
         self._name = name
-        self._buffer = _buffer(wanted, num_slots)
+        buffer = _buffer(wanted, num_slots)
+        self._buffer = buffer.pin_memory() if pinned else buffer
         self._delivered = np.zeros(1, dtype=np.int64)
 
     def frames(self, n: int) -> torch.Tensor:

@@ -49,6 +49,8 @@ class MoshiState:
         condition_RD: Sum of the conditions, in the model's type; None without conditions.
         recent_BW: Recent text tokens without padding, -2 where none, for the repetition penalty.
         rows_per_slot: 2 with classifier-free guidance, else 1.
+        initial_S: The column of a stream that has not begun, on the device: making it in a step
+            would be a copy that waits.
     """
 
     temporal: TransformerState
@@ -56,6 +58,7 @@ class MoshiState:
     condition_RD: Tensor | None
     recent_BW: Tensor
     rows_per_slot: int
+    initial_S: Tensor
 
 
 class Moshi(nn.Module):
@@ -168,7 +171,8 @@ class Moshi(nn.Module):
         recent = torch.full(
             (num_slots, _REMEMBERED_TEXT), UNGENERATED, dtype=torch.int64, device=self.device
         )
-        return MoshiState(temporal, depth, condition, recent, rows_per_slot)
+        initial_S = torch.tensor(self.lm.initial_codes, device=self.device)
+        return MoshiState(temporal, depth, condition, recent, rows_per_slot, initial_S)
 
     def reset(
         self, state: MoshiState, slots: Sequence[int], conditions: Mapping[str, str] | None = None
@@ -269,8 +273,7 @@ class Moshi(nn.Module):
             after guidance.
         """
         per_slot = state.rows_per_slot
-        initial_S = torch.tensor(self.lm.initial_codes, device=column_BS.device)
-        column_RS = torch.where(valid_B[:, None], column_BS, initial_S)
+        column_RS = torch.where(valid_B[:, None], column_BS, state.initial_S)
         if per_slot > 1:
             column_RS = column_RS.repeat_interleave(per_slot, dim=0)
             valid_B = valid_B.repeat_interleave(per_slot, dim=0)

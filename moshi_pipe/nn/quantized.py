@@ -27,6 +27,7 @@ _LARGEST_CODE: Final = 127  # of int8, symmetric
 _LARGEST_CODE4: Final = 15
 _MIDDLE_CODE4: Final = 8  # what torch's packed product counts codes from
 _PIECE: Final = 1 << 19  # elements that are widened at once: 2 MB
+_PIECE_ON_GPU: Final = 1 << 25
 _MEASURED_ROWS: Final = (1, 4)
 _COMPARED_ROWS: Final = 256  # of the weight: widening all would double what a model needs
 _REPEATS: Final = 5
@@ -195,13 +196,13 @@ def quantize_int8(weight_OD: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize rows as the released int8 files are, some rows at a time.
 
     Args:
-        weight_OD: Any floating type.
+        weight_OD: Any floating type, on any device.
 
     Returns:
         Codes int8 ``[O, D]`` and largest magnitudes float32 ``[O]``; a row of zeros stays zeros.
     """
-    codes_OD = torch.empty(weight_OD.shape, dtype=torch.int8)
-    absmax_O = torch.empty(weight_OD.shape[0])
+    codes_OD = torch.empty_like(weight_OD, dtype=torch.int8)
+    absmax_O = torch.empty(weight_OD.shape[0], device=weight_OD.device)
     for rows in _pieces(weight_OD):
         codes_OD[rows], absmax_O[rows] = quantize_rows(weight_OD[rows])
     return codes_OD, absmax_O
@@ -218,8 +219,8 @@ def quantize_int4(weight_OD: Tensor, group_size: int) -> tuple[Tensor, Tensor, T
         Codes uint8 ``[O, D]``, scales and biases bfloat16 ``[O, G]``.
     """
     dim_out, dim_in = weight_OD.shape
-    codes_OD = torch.empty(weight_OD.shape, dtype=torch.uint8)
-    scales_OG = torch.empty(dim_out, dim_in // group_size, dtype=torch.bfloat16)
+    codes_OD = torch.empty_like(weight_OD, dtype=torch.uint8)
+    scales_OG = weight_OD.new_empty(dim_out, dim_in // group_size, dtype=torch.bfloat16)
     biases_OG = torch.empty_like(scales_OG)
     for rows in _pieces(weight_OD):
         packed = quantize_affine(weight_OD[rows], 4, group_size)
@@ -339,7 +340,8 @@ def _present(tensor: Tensor | None) -> Tensor:
 def _pieces(weight_OD: Tensor) -> list[slice]:
     """Rows to be widened together."""
     rows, dim_in = weight_OD.shape
-    step = max(1, _PIECE // max(1, dim_in))
+    piece = _PIECE if weight_OD.device.type == "cpu" else _PIECE_ON_GPU
+    step = max(1, piece // max(1, dim_in))
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 

@@ -1,0 +1,64 @@
+"""Draw sessions against the time of a tick, from what bench_gpu.py printed.
+
+    python benchmarks/plot_gpu.py bench.jsonl docs/gpu-sessions.svg
+
+Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+FRAME_MS = 80
+
+
+def main() -> None:
+    """Read lines, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lines", type=Path)
+    parser.add_argument("plot", type=Path)
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in args.lines.read_text().splitlines() if line[:1] == "{"]
+    draw([row for row in rows if row["bench"] == "gpu sessions"], args.plot)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """A line per contestant: median, with p99 above it, and the floor of ours."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    if not rows:
+        raise SystemExit("no line of `gpu sessions`")
+    plt.rcParams["svg.hashsalt"] = "gpu"
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        form = row.get("form")
+        lines.setdefault(f"{row['who']}, {form}" if form else row["who"], []).append(row)
+    for name, kept in lines.items():
+        kept.sort(key=lambda row: row["sessions"])
+        at = [row["sessions"] for row in kept]
+        (drawn,) = axes.plot(at, [row["median_ms"] for row in kept], marker="o", label=name)
+        p99 = [row["p99_ms"] for row in kept]
+        axes.plot(at, p99, linestyle=":", color=drawn.get_color(), label=f"{name}, p99")
+        if "floor_ms" in kept[0]:
+            floor = [row["floor_ms"] for row in kept]
+            axes.plot(at, floor, linestyle="--", color=drawn.get_color(), alpha=0.4)
+    axes.axhline(FRAME_MS, color="grey", linewidth=0.8)
+    axes.annotate("a frame", (0.01, FRAME_MS), xycoords=("axes fraction", "data"), va="bottom")
+    axes.set_xlabel("sessions at full context")
+    axes.set_ylabel("tick, ms (dashed: bytes over bandwidth)")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"{rows[0]['preset']} on {rows[0]['device']}", fontsize=10)
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
