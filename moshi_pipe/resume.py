@@ -23,8 +23,8 @@ _SEED_BITS: Final = 63
 
 # Keys that change where results go or how fast they are made, not what they are.
 _NOT_IN_SIGNATURE: Final = ("output_dir", "resume", "experiment", "hydra")
-_NOT_IN_SIGNATURE_OF: Final = {"source": ("path",)}
-_ALL_IN_SIGNATURE_OF: Final = {"engine": ("slots", "threads")}
+_NOT_IN_SIGNATURE_OF: Final[dict[str, tuple[str, ...]]] = {"source": ("path",)}
+_ALL_IN_SIGNATURE_OF: Final[dict[str, tuple[str, ...]]] = {"engine": ("slots", "threads")}
 
 # What a source may say of a session that shapes its result.
 _IDENTITY: Final = ("path", "start_s", "duration_s", "channel")
