@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.compose import resolve, store_schemas, written_yaml
 from moshi_pipe.config_files import conf_dir
-from moshi_pipe.errors import MoshiPipeError, OutputError, SessionError
+from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError, SessionError
 from moshi_pipe.identity import digest, input_places, run_identity
 from moshi_pipe.plugins import load_plugins
 from moshi_pipe.report import INTERRUPTED, versions
@@ -71,38 +71,45 @@ def plan_sweep(overrides: Sequence[str], flags: Sequence[str], words: Sequence[s
         words: As they were typed.
 
     Raises:
+        ConfigError: The folder of the sweep itself is swept.
         HydraException: A word is wrong; Hydra itself would say the same.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parser = OverridesParser.create()
-    parsed = parser.parse_overrides(list(overrides))
-    still = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
-    still += [str(one.input_line) for one in map(_first_of, parsed) if one is not None]
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="moshi-pipe"):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(list(overrides))
+        still = [word for one in parsed for word in _one_value(one)]
         cfg = compose("config", [*still, *_search(flags)], return_hydra_config=True)
-    sweeper = cfg.hydra.sweeper
-    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    swept = {one.get_key_element(): one for one in parser.parse_overrides(params)}
-    swept |= {one.get_key_element(): one for one in parsed}
-    swept = {key: one for key, one in swept.items() if one.is_sweep_override()}
+        sweeper = cfg.hydra.sweeper
+        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+        swept = {one.get_key_element(): one for one in parser.parse_overrides(params)}
+        swept |= {one.get_key_element(): one for one in parsed}
+        swept = {key.lstrip("+"): one for key, one in swept.items() if one.is_sweep_override()}
+        total = _count(swept) if str(sweeper._target_).endswith(_BASIC) else None
+    if "output_dir" in swept:
+        raise ConfigError(
+            "output_dir is the folder of all cells, each in a folder of its own there",
+            got=swept["output_dir"].input_line,
+            wanted="one folder",
+        )
     return Sweep(
         folder=Path(os.path.abspath(os.path.expanduser(str(cfg.output_dir)))),
         words=tuple(words),
-        total=_count(swept) if str(sweeper._target_).endswith(_BASIC) else None,
-        swept=tuple(sorted(key.lstrip("+") for key in swept)),
+        total=total,
+        swept=tuple(sorted(swept)),
     )
 
 
-def _first_of(override: Any) -> Any:
-    """The first value of a word that sweeps, as an override; None for one that does not."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    if not override.is_sweep_override() or not override.is_discrete_sweep():
-        return None
-    first = next(iter(override.sweep_string_iterator()))
-    return OverridesParser.create().parse_override(f"{override.get_key_element()}={first}")
+def _one_value(override: Any) -> list[str]:
+    """A word as it stands; one that sweeps with its first value; nothing of a range of reals."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    values = override.sweep_string_iterator() if override.is_discrete_sweep() else iter(())
+    first = next(values, None)
+    return [] if first is None else [f"{override.get_key_element()}={first}"]
 
 
 def _count(swept: dict[str, Any]) -> int | None:
@@ -126,7 +133,7 @@ def run_cell(cfg: DictConfig, sweep: Sweep, plugins: Plugins, number: int, words
     """Run one cell of a sweep, unless it is finished; what became of it is in its folder.
 
     Args:
-        cfg: Composed; its ``output_dir`` is the folder of the sweep.
+        cfg: Composed.
         sweep: Which it belongs to.
         plugins: Nodes, backends and observers.
         number: Its place in the sweep, from 0 on.
@@ -135,14 +142,13 @@ def run_cell(cfg: DictConfig, sweep: Sweep, plugins: Plugins, number: int, words
     Returns:
         The exit code.
     """
-    sweep_dir = Path(os.path.abspath(os.path.expanduser(cfg.output_dir)))
-    cfg.output_dir = str(sweep_dir / str(number))
+    cfg.output_dir = str(sweep.folder / str(number))
     composed = written_yaml(cfg)
     device = cfg.device if "device" in sweep.swept else None
     signature = run_identity(composed)
     cell = claim(
         Cell(
-            folder=sweep_dir / str(number),
+            folder=sweep.folder / str(number),
             key=digest([signature, input_places(composed), versions()["moshi-pipe"], device]),
             signature=signature,
             number=number + 1,

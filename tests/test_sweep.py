@@ -168,6 +168,22 @@ def test_parameters_of_the_sweeper_are_counted(
     assert "cell 6 of 6: seed=3 sampling.temperature=0.8" in capsys.readouterr().err
 
 
+def test_choices_of_a_group_may_be_a_pattern(
+    build: FakeBuild, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-m", "source=silence", "model=glob(moshi*)"]) == 0
+
+    assert [config.model.name for config in build.configs] == ["moshika", "moshiko"]
+    assert "cell 2 of 2: model=moshiko" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_sweep_is_one(build: FakeBuild, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-m", "source=silence", "output_dir=a,b"]) == 2
+
+    assert build.configs == []
+    assert "output_dir is the folder of all cells" in capsys.readouterr().err
+
+
 def test_a_wrong_key_is_told_before_anything_runs(
     build: FakeBuild, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 _ASIDE: Final = ("output_dir", "resume", "experiment", "seed", *(f"engine.{key}" for key in PACE))
 """Keys that make no other configuration: a group of runs differs in its seeds alone."""
 
+_UNIT_ENDS: Final = {
+    "_s": "s",
+    "_ms": "ms",
+    "_db": "dB",
+    "_hz": "Hz",
+    "_wpm": "words/min",
+    "_bits": "bit",
+}
+
 ABSENT: Final = "\N{EN DASH}"
 """What stands where there is no value."""
 
@@ -110,6 +119,19 @@ def metric_names(runs: Sequence[RunPart]) -> list[str]:
         for session in run.sessions:
             names |= dict.fromkeys(session.metrics)
     return list(names)
+
+
+def shown_name(metric: str, unit: str) -> tuple[str, str]:
+    """A metric's name and unit as a reader sees them: without what its unit says again.
+
+    ``response_latency_s`` in ``s`` is response latency in s; ``user_turns`` needs no unit at all.
+    """
+    name = metric
+    for end, of in _UNIT_ENDS.items():
+        if unit == of:
+            name = name.removesuffix(end)
+    name = name.replace("_", " ").strip() or metric
+    return name, "" if unit and name.endswith(unit) else unit
 
 
 def run_value(run: RunPart, metric: str) -> float | None:

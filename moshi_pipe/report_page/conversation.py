@@ -118,7 +118,7 @@ def _measures(part: SessionPart, heard: Heard) -> dict[str, float | None]:
     if heard.levels.get("model"):
         power = [10 ** (level / 10) for level in loud]
         found["model level"] = 10 * float(np.log10(np.mean(power))) if power else None
-    if "model" in part.words:
+    if "model" in part.words and not part.metrics:
         found["words"] = float(len(part.words["model"]))
     return found
 

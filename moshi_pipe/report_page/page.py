@@ -19,6 +19,7 @@ from moshi_pipe.report_page.compare import (
     format_number,
     group_runs,
     metric_names,
+    shown_name,
     spread,
 )
 from moshi_pipe.report_page.conversation import (
@@ -204,7 +205,7 @@ def _mean_tick_ms(run: RunPart) -> float | None:
 def _metrics_table(found: Study) -> dict[str, Any]:
     """Numbers of each configuration: metrics as rows, or as columns where groups are many."""
     cells = [[_cell(group, metric) for group in found.groups] for metric in found.metrics]
-    names = [{"name": name, "unit": found.units.get(name, "")} for name in found.metrics]
+    names = [shown_name(name, found.units.get(name, "")) for name in found.metrics]
     return {
         "wide": len(found.groups) > _COLUMNS_OF_GROUPS,
         "names": names,
@@ -221,8 +222,8 @@ def _cell(group: Group, metric: str) -> str:
     return f"{values} (n = {len(values.values)})" if some else str(values)
 
 
-def _metric_strips(found: Study) -> list[dict[str, str]]:
-    """Drawings of metrics, where there is something to compare."""
+def _metric_strips(found: Study) -> list[tuple[str, str, str]]:
+    """Drawings of metrics with name and unit, where there is something to compare."""
     if len(found.groups) < 2:
         return []
     shown = plots.drawn(found.groups)
@@ -231,7 +232,7 @@ def _metric_strips(found: Study) -> list[dict[str, str]]:
         values = [value for _, group in shown for value in spread(group.runs, metric).values]
         if len(set(values)) > 1:
             drawing = plots.metric_strip(found.groups, metric)
-            made.append({"name": metric, "unit": found.units.get(metric, ""), "svg": drawing})
+            made.append((*shown_name(metric, found.units.get(metric, "")), drawing))
     return made
 
 
@@ -303,7 +304,7 @@ def _conversation(
         text=" ".join(word.text for word in part.words.get("model", ())),
         problems=list(part.problems),
         metrics=[
-            (name, format_number(value), found.units.get(name, ""))
+            (*shown_name(name, found.units.get(name, "")), format_number(value))
             for name, value in part.metrics.items()
         ],
     )

@@ -16,6 +16,7 @@ from moshi_pipe.report_page.compare import (
     differing_keys,
     format_number,
     group_runs,
+    shown_name,
     spread,
 )
 from moshi_pipe.report_page.conversation import hear
@@ -133,6 +134,21 @@ def test_seeds_are_spread_and_all_else_is_a_configuration(tmp_path: Path) -> Non
 )
 def test_a_spread_shows_two_digits_of_its_deviation(values: tuple[float, ...], shown: str) -> None:
     assert str(Spread(values)) == shown
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "shown"),
+    [
+        ("response_latency_s", "s", ("response latency", "s")),
+        ("model_speaking_rate_wpm", "words/min", ("model speaking rate", "words/min")),
+        ("user_turns", "turns", ("user turns", "")),
+        ("words", "", ("words", "")),
+        ("_s", "s", ("_s", "")),
+        ("log_s", "dB", ("log s", "dB")),
+    ],
+)
+def test_a_name_does_not_say_its_unit_twice(metric: str, unit: str, shown: tuple[str, str]) -> None:
+    assert shown_name(metric, unit) == shown
 
 
 def test_numbers_show_three_digits() -> None:
