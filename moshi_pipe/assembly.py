@@ -222,7 +222,7 @@ class Assembly:
                     got=f"graph '{self.graph.name}'",
                     fix=f"leave {key} out, or choose graph=dialogue",
                 )
-        if config.end_on_silence_s is not None:
+        if config.end_on_silence_s is not None and not live:  # live, who leaves waits for nothing
             settings.end_on_padding = max(1, round(config.end_on_silence_s / self.frame_s))
         declared = {entry.name for entry in self.lm.conditioners} if self.lm else set()
         for name in config.conditions:

@@ -100,8 +100,8 @@ class RootSchema:
         lead_s: Seconds of silence before the input; None takes what the model wants.
         tail_s: Seconds of silence after the input.
         max_tail_s: Seconds after the input at most, for models that say when they are done.
-        end_on_silence_s: Go on after the input until the model has written nothing for so many
-            seconds; None ends with the input.
+        end_on_silence_s: Recordings: go on after the input until the model has written nothing for
+            so many seconds; None ends with the input.
         drop_until_pad_s: Leave out what the model says at first, until it has written nothing for
             so many seconds; None leaves nothing out.
         first_frame: ``duplicate``, ``reset`` or ``none``; None duplicates for files and resets

@@ -17,9 +17,11 @@ from support.model import RANDOM
 import moshi_pipe
 from moshi_pipe import assembly
 from moshi_pipe.cli import main
+from moshi_pipe.compose import load_run
 from moshi_pipe.errors import CheckpointError, ConfigError, InputError
 from moshi_pipe.models import plan
 from moshi_pipe.models.make_checkpoint import make_checkpoint
+from moshi_pipe.plugins import load_plugins
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "question.wav"
 FRAME = 1920
@@ -553,6 +555,16 @@ def test_a_graph_that_writes_nothing_has_no_end_of_an_answer(
     assert run(f"source.path={EXAMPLE}", "graph=codec", "sink=[file]", f"{key}=1") != 0
 
     assert f"{key} needs a model that writes down what it says" in capsys.readouterr().err
+
+
+def test_a_live_session_ends_with_its_input() -> None:
+    plugins = load_plugins()
+    words = ["model=embedded", "end_on_silence_s=1", "source=silence"]
+    config = load_run(words, plugins.nodes)
+    made = assembly.assemble(config.model, config.graph, config.backend, plugins)
+
+    assert made.settings(config).end_on_padding == 12
+    assert made.settings(config, live=True).end_on_padding is None
 
 
 def test_a_model_of_speech_to_text_pads_only_where_it_listens(tmp_path: Path) -> None:

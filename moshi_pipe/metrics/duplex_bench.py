@@ -106,9 +106,10 @@ def score(answer: Answer) -> Metrics:
 
 def _score_listening(answer: Answer) -> Metrics:
     heard = listening(answer.model_speech, answer.words)
+    rate = len(heard.backchannels) / answer.duration_s if answer.duration_s > 0 else None
     found: Metrics = {
         "fdb_take_over": (int(heard.took_over), "of samples"),
-        "fdb_backchannel_rate": (len(heard.backchannels) / answer.duration_s, "1/s"),
+        "fdb_backchannel_rate": (rate, "1/s"),
     }
     if answer.reference is not None:
         distance = divergence(heard.backchannels, answer.duration_s, answer.reference)

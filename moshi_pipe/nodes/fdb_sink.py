@@ -69,6 +69,7 @@ class FdbSink(Sink):
 
         Raises:
             ConfigError: The session is no sample of the benchmark.
+            InputError: Its annotation cannot be read.
             OutputError: The files cannot be created.
         """
         missing = [name for name in _FIELDS if name not in session.meta]
@@ -79,6 +80,7 @@ class FdbSink(Sink):
                 got=f"a session without {missing[0] if missing else 'audio'}",
                 fix="choose source=fdb graph=dialogue",
             )
+        Sample(Path(session.meta["folder"])).event_s()  # a wrong annotation is told at once
         self._session = session
         path = self.outputs(session)[0]
         make_room(path)

@@ -84,7 +84,7 @@ class MetricsSink(Sink):
         Raises:
             ConfigError: The graph makes nothing that could be measured; ``codec`` is asked for and
                 the graph is more than a codec; ``fdb`` is, and the session is no sample of it.
-            InputError: The reference of ``fdb`` cannot be read.
+            InputError: The annotation or the reference of ``fdb`` cannot be read.
         """
         from moshi_pipe.metrics.activity import make_detector
 
@@ -101,6 +101,7 @@ class MetricsSink(Sink):
             self._codec = _round_trip(session)
         if options.fdb:
             self._sample = _sample(session)
+            self._sample.event_s()  # a wrong annotation is told before the model runs
             self._reference = _reference(options.fdb_reference, self._sample)
         listens = options.turns or options.words or options.fdb
         for output, side in _SIDES.items() if listens else ():
@@ -129,9 +130,8 @@ class MetricsSink(Sink):
         if packet.output in _WRITERS:
             if packet.output in self._words:
                 self._words[packet.output].push(int(packet.payload), packet.frame)
-            if (
-                packet.output == "text" and self._text is not None and int(packet.payload) >= 0
-            ):  # a remote one has no ids
+            has_id = int(packet.payload) >= 0  # those of a remote model have none
+            if packet.output == "text" and self._text is not None and has_id:
                 self._text.add(int(packet.payload))
         elif packet.output == "codes":
             if self._codes is not None:

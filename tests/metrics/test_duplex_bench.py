@@ -101,6 +101,12 @@ def test_rates_before_and_after_part_at_the_word_that_is_under_way() -> None:
     assert after == pytest.approx(90)  # three in two seconds
 
 
+def test_an_answer_of_no_length_has_no_rate() -> None:
+    answer = bench.Answer("backchannel", None, 0.0, [], [], [], [1.0])
+
+    assert bench.score(answer)["fdb_backchannel_rate"] == (None, "1/s")
+
+
 def test_rates_without_words_are_none() -> None:
     assert bench.rates_around_wpm([], 1.5) == (None, None)
     assert bench.rates_around_wpm(words((0, 0.5), (0.5, 1.0)), 5) == (120, None)

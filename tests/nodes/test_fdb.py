@@ -500,6 +500,19 @@ def test_a_session_that_is_no_sample_is_refused(tmp_path: Path) -> None:
 
 
 @needs_espeak
+def test_a_wrong_annotation_is_told_before_the_model_runs(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path / "data")
+    folder = bench.root / "candor_turn_taking"
+    (folder / "1" / "turn_taking.json").write_text("[]")
+    (item,) = sessions(folder)
+    info = SessionInfo(item.id, item.meta, tmp_path, FORMATS, FRAME_S, 7, tokenizer=TOKENIZER)
+
+    for sink in (FdbSink(FdbSinkOptions()), MetricsSink(MetricsSinkOptions(fdb=True))):
+        with pytest.raises(InputError, match=r"turn_taking\.json has no times"):
+            asyncio.run(sink.open(info))
+
+
+@needs_espeak
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"1": ["a"]}'])
 def test_a_reference_that_cannot_be_read_is_named(bench: Bench, tmp_path: Path, text: str) -> None:
     (tmp_path / "people.json").write_text(text)

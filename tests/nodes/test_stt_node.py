@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def lines(path: str) -> list[dict[str, Any]]:
 
 
 def test_it_hears_what_a_run_of_its_own_hears(stt: Path, tmp_path: Path) -> None:
-    write_babble(tmp_path / "a.wav", 1.6)
+    write_babble(tmp_path / "a.wav", 0.8)
     sinks = "sink=[file,transcript,user_transcript]"
 
     assert converse(stt, "source.path=a.wav", sinks, "output_dir=both") == 0
@@ -71,7 +72,7 @@ def test_the_answer_is_that_of_a_conversation_without_it(stt: Path, tmp_path: Pa
 
 
 def test_sessions_side_by_side_are_heard_as_alone(stt: Path, tmp_path: Path) -> None:
-    for i, seconds in enumerate((0.8, 1.2, 0.6)):
+    for i, seconds in enumerate((0.4, 0.8, 0.3)):
         write_babble(tmp_path / "talks" / f"{i}.wav", seconds)
     sinks = "sink=[user_transcript]"
 
@@ -83,7 +84,7 @@ def test_sessions_side_by_side_are_heard_as_alone(stt: Path, tmp_path: Path) -> 
 
 
 def test_what_the_user_says_is_measured(stt: Path, tmp_path: Path) -> None:
-    write_babble(tmp_path / "a.wav", 1.6)
+    write_babble(tmp_path / "a.wav", 0.8)
 
     words = ("source.path=a.wav", "metric=words", "sink=[file,user_transcript]")
     assert converse(stt, *words, "sink.metrics.vad=energy") == 0
@@ -96,7 +97,7 @@ def test_what_the_user_says_is_measured(stt: Path, tmp_path: Path) -> None:
 
 
 def test_changed_weights_make_results_anew(stt: Path, tmp_path: Path) -> None:
-    write_babble(tmp_path / "a.wav", 0.4)
+    write_babble(tmp_path / "a.wav", 0.2)
     other = tmp_path / "other"
     make_checkpoint(other, preset="tiny", kind="stt", seed=3, dtype="float32")
 
@@ -111,10 +112,7 @@ def test_changed_weights_make_results_anew(stt: Path, tmp_path: Path) -> None:
 
 
 def codec(**changes: Any) -> CodecSpec:
-    spec = MimiSpec().codec
-    from dataclasses import replace
-
-    return replace(spec, **changes)
+    return replace(MimiSpec().codec, **changes)
 
 
 def test_a_model_that_speaks_is_refused(tmp_path: Path) -> None:
@@ -154,4 +152,7 @@ def test_a_graph_without_it_has_no_words_of_the_user(capsys: pytest.CaptureFixtu
 
 
 def test_it_keeps_the_promises_of_a_node(stt: Path) -> None:
-    check_node(lambda: SttNode(SttOptions(path=str(stt), device="cpu")), codec=codec())
+    def make() -> SttNode:
+        return SttNode(SttOptions(path=str(stt), device="cpu"))
+
+    check_node(make, codec=codec(), num_slots=4, frames=3)

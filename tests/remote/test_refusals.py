@@ -102,6 +102,18 @@ def test_no_tls_to_a_server_with_it_is_told_apart(
     assert "a server with TLS has an address with wss://" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["end_on_silence_s", "drop_until_pad_s", "first_frame"])
+def test_what_only_a_model_here_obeys_is_refused_before_anything_is_asked(
+    key: str, talk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = "reset" if key == "first_frame" else "1"
+    with RustLikeServer() as server:
+        assert run(server, talk, f"{key}={value}") != 0
+
+    assert key in capsys.readouterr().err
+    assert server.heard == []
+
+
 @pytest.mark.parametrize(
     ("code", "said", "told"),
     [
