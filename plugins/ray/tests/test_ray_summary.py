@@ -6,7 +6,6 @@ import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from moshi_pipe_ray import summary
 from moshi_pipe_ray.summary import Summary
 
@@ -14,6 +13,8 @@ from moshi_pipe.report import NodeReport, RunReport, SessionReport
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def make(folder: Path) -> Summary:
@@ -29,9 +30,8 @@ def make(folder: Path) -> Summary:
 
 
 def session(number: int, status: str = "done") -> SessionReport:
-    return SessionReport(
-        str(number), status, frames=10, audio_s=0.8, exit_code=3 * (status == "failed")
-    )
+    code = 3 if status == "failed" else 0
+    return SessionReport(str(number), status, frames=10, audio_s=0.8, exit_code=code)
 
 
 def test_every_session_is_listed_and_has_a_line(tmp_path: Path) -> None:

@@ -69,9 +69,8 @@ def test_each_is_given_to_one_and_all_stop_when_all_is_done() -> None:
     async def test() -> None:
         work = Work(aiter(Items(100)))
         parts = await asyncio.gather(*(work_off(work) for _ in range(7)))
-        assert sorted((one for part in parts for one in part), key=int) == [
-            str(number) for number in range(100)
-        ]
+        given = [int(one) for part in parts for one in part]
+        assert sorted(given) == list(range(100))
         assert work.over.is_set()
 
     run(test)
