@@ -34,6 +34,7 @@ _LOST: Final = 3001
 """Close code for a server whose client was lost: any but 1000 and 1001 keeps the conversation."""
 
 _GONE_CODES: Final = (1000, 1001)
+_HOW_S: Final = 0.5
 _FIRST_WORD_S: Final = 1.0  # the protocol promises a word within two
 _WORD_S: Final = 5.0
 _HOP: Final = ("connection", "transfer-encoding", "content-length", "content-encoding", "date")
@@ -167,16 +168,22 @@ class Door:
         except aiohttp.ClientError as failure:
             self._directory.forget.remote(address)
             _LOG.warning("a replica is gone: %r", failure)
-            await visit.refuse(
-                Close.POLICY, "resume_failed", "the replica that held it is gone"
-            ) if "resume=" in query else await visit.refuse(
-                Close.TRY_LATER, "at_capacity", "the replica is gone; try again"
-            )
+            if "resume=" in query:
+                await visit.refuse(
+                    Close.POLICY, "resume_failed", "the replica that held it is gone"
+                )
+            else:
+                await visit.refuse(Close.TRY_LATER, "at_capacity", "a replica is gone; try again")
             return
         visit.inner = inner
-        async with inner:
-            down = asyncio.create_task(self._downwards(visit, address))
+        down = asyncio.create_task(self._downwards(visit, address))
+        try:
             await asyncio.wait({visit.over, down}, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # Ray Serve cancels this when the client is gone, perhaps before it says how
+            if not down.done():
+                await asyncio.wait({visit.over}, timeout=_HOW_S)
+            visit.left = True
+            await inner.close(code=_LOST)  # nothing where it is closed
             down.cancel()
             ended = (await asyncio.gather(down, return_exceptions=True))[0]
             if isinstance(ended, Exception):
@@ -193,6 +200,8 @@ class Door:
                 code = int(message.data or 1000)
                 await visit.socket.close(code, str(message.extra or ""))
                 await visit.inner.close()
+                return
+            elif visit.left:
                 return
             elif message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
                 self._directory.forget.remote(address)
@@ -238,6 +247,7 @@ class _Visit:
         socket: To the client.
         inner: To the server of its replica; None before there is one.
         held: The place that is kept for it; None where none is.
+        left: Whether the end of its conversation is our own doing.
         over: Done once the client is gone.
     """
 
@@ -245,6 +255,7 @@ class _Visit:
         self.socket = socket
         self.inner: Any = None
         self.held: Any = None
+        self.left = False
         self.over: asyncio.Task[None]
 
     def listen(self) -> None:
@@ -270,6 +281,7 @@ class _Visit:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 code = message.get("code") or 1006
+                self.left = True
                 if self.inner is not None:
                     await self.inner.close(code=code if code in _GONE_CODES else _LOST)
                 return

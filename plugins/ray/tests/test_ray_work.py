@@ -42,7 +42,7 @@ class Items:
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 10))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(test(), 10))
 
 
 async def work_off(work: Work) -> list[str]:
