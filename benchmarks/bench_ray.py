@@ -90,7 +90,8 @@ def measure(
     config = load_run(prepare([*words, *engine, *counts]), plugins.nodes)
     report = run_config(config, SilentUI(), plugins)
     if report.count("done") != args.files:
-        raise SystemExit(f"only {report.count('done')} of {args.files} are done")
+        errors = [one.error for one in report.sessions if one.error]
+        raise SystemExit(f"{actors} actors: {report.count('done')} of {args.files} done {errors[:3]}")
     return {
         "actors": actors,
         "slots": slots,

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
@@ -34,25 +35,32 @@ pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore")]
 
 CLIENTS = 8
 FRAME = b"\x01" + bytes(2 * 1920)
+END_OF_TURN = b"\x03\x01"
 QUERY = "audio=pcm_s16le&rate=24000"
 PATIENCE_S = 60
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Two replicas of four slots; the address of both."""
+@contextmanager
+def serving(out: Path, *words: str) -> Iterator[str]:
+    """Replicas of four slots; the address of all."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    out: Path = tmp_path_factory.mktemp("served")
-    words = ["source=websocket", "sink=websocket", "engine=ray", "model=embedded"]
-    words += ["engine.slots=4", "engine.actors=2", "engine.late=slow_down", f"output_dir={out}"]
-    words += [f"server.port={port}", "server.max_s=60", "engine.admit_ms=null"]
-    config = load_run(prepare(words), load_plugins().nodes)
+    common = ["source=websocket", "sink=websocket", "engine=ray", "model=embedded"]
+    common += ["engine.slots=4", "engine.late=slow_down", f"output_dir={out}"]
+    common += [f"server.port={port}", "server.max_s=60", "engine.admit_ms=null"]
+    config = load_run(prepare([*common, *words]), load_plugins().nodes)
     with connected(config.engine):  # type: ignore[arg-type]
         start(config, config.engine)  # type: ignore[arg-type]
         yield f"127.0.0.1:{port}"
         stop()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Two replicas."""
+    with serving(tmp_path_factory.mktemp("served"), "engine.actors=2") as address:
+        yield address
 
 
 class Client:
@@ -66,6 +74,7 @@ class Client:
         self.close: tuple[int, str] | None = None
         self._begun = asyncio.Event()
         self._ws: Any = None
+        self._over = False
 
     async def talk(self) -> None:
         """Until the server closes, or this is cancelled."""
@@ -90,13 +99,17 @@ class Client:
             self.heard += 1
             self._begun.set()
             await asyncio.sleep(0.05)
-            await ws.send(FRAME)
+            await ws.send(END_OF_TURN if self._over else FRAME)
         elif message[0] == 5:
             self.errors.append(message[1:].decode())
 
     def vanish(self) -> None:
         """Lose the connection without a word."""
         self._ws.transport.abort()
+
+    def hang_up(self) -> None:
+        """Say that no more comes, and wait for what is left."""
+        self._over = True
 
     async def begun(self) -> None:
         await asyncio.wait_for(self._begun.wait(), PATIENCE_S)
@@ -179,3 +192,35 @@ def test_a_lost_connection_goes_on_wherever_the_client_comes_back(served: str) -
         await asyncio.gather(talk, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_a_replica_that_is_let_go_ends_its_conversations_first(tmp_path: Path) -> None:
+    words = ["engine.actors=1", "engine.most_actors=2", "engine.scale_down_s=2"]
+
+    async def run(address: str) -> None:
+        clients = [Client(address) for _ in range(5)]  # one more than a replica has slots
+        talks = [asyncio.create_task(client.talk()) for client in clients]
+        for client in clients:
+            await client.begun()
+        told = await asyncio.to_thread(info, address)
+        assert sorted(one["slots"]["used"] for one in told["replicas"]) == [1, 4]
+        for client, talk in list(zip(clients, talks, strict=True))[:3]:
+            client.hang_up()
+            await asyncio.wait_for(talk, PATIENCE_S)
+        stay = clients[3:]
+        until = time.monotonic() + 20  # in which one of the two replicas is let go
+        while time.monotonic() < until:
+            for client in stay:
+                await client.hears_more(1)
+        for client in stay:
+            client.hang_up()
+        await asyncio.wait_for(asyncio.gather(*talks[3:]), PATIENCE_S)
+        for client in stay:
+            assert client.close is not None
+            assert client.close[0] == 1000, client.close
+        until = time.monotonic() + PATIENCE_S
+        while len((await asyncio.to_thread(info, address))["replicas"]) > 1:
+            assert time.monotonic() < until, "both replicas are still there"
+
+    with serving(tmp_path, *words) as address:
+        asyncio.run(run(address))
