@@ -23,8 +23,8 @@ _SEED_BITS: Final = 63
 
 # Keys that change where results go or how fast they are made, not what they are.
 _NOT_IN_SIGNATURE: Final = ("output_dir", "resume", "experiment", "hydra")
-_NOT_IN_SIGNATURE_OF: Final[dict[str, tuple[str, ...]]] = {"source": ("path",)}
-_ALL_IN_SIGNATURE_OF: Final[dict[str, tuple[str, ...]]] = {"engine": ("slots", "threads")}
+_NOT_IN_SIGNATURE_OF_SOURCE: Final = ("path",)
+_ALL_IN_SIGNATURE_OF_ENGINE: Final = ("slots", "threads")
 
 # What a source may say of a session that shapes its result.
 _IDENTITY: Final = ("path", "start_s", "duration_s", "channel")
@@ -49,10 +49,9 @@ def run_signature(config: RunConfig, files: Sequence[Path]) -> str:
     """Hash of everything that shapes every session's results: configuration, model, version."""
     composed = read_composed(config.composed)
     kept = {k: v for k, v in composed.items() if k not in _NOT_IN_SIGNATURE}
-    for group, keys in _NOT_IN_SIGNATURE_OF.items():
-        kept[group] = {k: v for k, v in (kept.get(group) or {}).items() if k not in keys}
-    for group, keys in _ALL_IN_SIGNATURE_OF.items():
-        kept[group] = {k: v for k, v in (kept.get(group) or {}).items() if k in keys}
+    source, engine = kept.get("source") or {}, kept.get("engine") or {}
+    kept["source"] = {k: v for k, v in source.items() if k not in _NOT_IN_SIGNATURE_OF_SOURCE}
+    kept["engine"] = {k: v for k, v in engine.items() if k in _ALL_IN_SIGNATURE_OF_ENGINE}
     stamp = [kept, [file_stamp(path) for path in files], versions()["moshi-pipe"]]
     return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -108,6 +108,81 @@ def test_a_plugins_options_are_checked_like_our_own() -> None:
         load_run(["source=test_tone", "source.frequency_hz=high"], plugins.nodes)
 
 
+@dataclass
+class SlowOptions(EngineOptions):
+    """Options of a slow engine.
+
+    Attributes:
+        patience_s: Seconds that it takes its time.
+    """
+
+    node: str = "slow"
+    patience_s: float = 1.0
+
+
+class SlowEngine:
+    """Runs nothing, and says with what."""
+
+    def __init__(self, options: SlowOptions) -> None:
+        self.options = options
+
+    def run(self, config: Any, ui: Any, plugins: Any, source: Any) -> Any:
+        return self.options, config.source.entry.name
+
+
+class SlowPlugin:
+    @hookimpl
+    def register_nodes(self, registry: OwnedRegistry) -> None:
+        registry.add("engine", "slow", SlowEngine, SlowOptions)
+
+
+class LooseOptionsPlugin:
+    @hookimpl
+    def register_nodes(self, registry: OwnedRegistry) -> None:
+        registry.add("engine", "loose", SlowEngine, ToneOptions)
+
+
+def test_a_plugins_engine_runs_a_configuration_with_its_own_keys_and_the_common_ones() -> None:
+    from moshi_pipe.build import run_config
+    from moshi_pipe.progress import SilentUI
+
+    plugins = load_plugins([("slow", SlowPlugin())], installed=False)
+    words = ["source=silence", "engine=slow", "engine.patience_s=3", "engine.slots=8"]
+
+    config = load_run(words, plugins.nodes)
+
+    answer: Any = run_config(config, SilentUI(), plugins)
+    assert answer == (SlowOptions(slots=8, patience_s=3.0), "silence")
+    assert "patience_s: 3.0" in config.composed
+    assert "engine.patience_s=1.0" in group_help_text("engine=slow", plugins.nodes)
+
+
+def test_what_another_engine_ran_can_be_run_again(tmp_path: Path) -> None:
+    from moshi_pipe.compose import load_written, resolve
+
+    plugins = load_plugins([("slow", SlowPlugin())], installed=False)
+    config = load_run(["source=silence", "engine=slow", "engine.patience_s=3"], plugins.nodes)
+    (tmp_path / "config.yaml").write_text(config.composed)
+
+    again = resolve(load_written(tmp_path / "config.yaml", plugins.nodes), plugins.nodes)
+
+    assert again.engine == config.engine
+
+
+def test_a_plugins_engine_is_checked_like_our_own() -> None:
+    plugins = load_plugins([("slow", SlowPlugin())], installed=False)
+
+    with pytest.raises(ConfigError, match=r"engine\.patience"):
+        load_run(["source=silence", "engine=slow", "engine.patience=1"], plugins.nodes)
+    with pytest.raises(ConfigError, match=r"engine\.slots cannot be 0"):
+        load_run(["source=silence", "engine=slow", "engine.slots=0"], plugins.nodes)
+    with pytest.raises(ConfigError, match="there is no engine 'fast'"):
+        load_run(["source=silence", "engine.node=fast"], plugins.nodes)
+    loose = load_plugins([("loose", LooseOptionsPlugin())], installed=False)
+    with pytest.raises(ConfigError, match="the options of engine 'loose' of plugin loose"):
+        load_run(["source=silence"], loose.nodes)
+
+
 def test_the_help_shows_a_plugins_options_with_their_documentation() -> None:
     plugins = load_plugins([("tone", TonePlugin())], installed=False)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from array import array
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Entry:
     channel: int | None = None
 
     @property
+    def stem(self) -> str:
+        """Name of the file without its ending; of a million rows, pathlib would keep every part."""
+        return os.path.splitext(self.place.rpartition("/")[2] or os.path.basename(self.place))[0]
+
+    @property
     def path(self) -> PurePosixPath | Path:
         """What names are made of."""
         return urls.as_path(self.place) if urls.is_url(self.place) else Path(self.place)
@@ -68,6 +74,7 @@ class Manifest:
 
     def __init__(self, place: str, channel: int | None) -> None:
         self.place = place if urls.is_url(place) else str(Path(place).absolute())
+        self._folder = "" if urls.is_url(self.place) else str(Path(self.place).parent)
         self._channel = channel
         self._num_rows: int | None = None
         self._longer: dict[int, str] = {}  # names of rows whose stems are not their own
@@ -90,14 +97,14 @@ class Manifest:
         """
         len(self)
         for row, entry in enumerate(self._entries()):
-            entry.name = entry.name or self._longer.get(row) or entry.path.stem
+            entry.name = entry.name or self._longer.get(row) or entry.stem
             yield entry
 
     def _check(self) -> int:
         """Read every row once; remember the names of those whose stems are not their own."""
         stems, ids, given = array("q"), array("q"), array("b")
         for entry in self._entries():
-            stem = entry.path.stem
+            stem = entry.stem
             stems.append(hash(stem))
             ids.append(hash(entry.name or stem))
             given.append(bool(entry.name))
@@ -138,7 +145,7 @@ class Manifest:
         for row, entry in enumerate(self._entries() if rows else ()):
             if row not in rows:
                 continue
-            name = entry.name or self._longer.get(row) or entry.path.stem
+            name = entry.name or self._longer.get(row) or entry.stem
             if name in seen:
                 raise InputError(
                     f"the manifest {self.place} gives two recordings the id '{name}'",
@@ -163,7 +170,7 @@ class Manifest:
         if not isinstance(record, dict) or not isinstance(record.get("path"), str):
             got = json.dumps(record, ensure_ascii=False)[:80]
             raise InputError(f"{where} has no path", got=got, wanted='{"path": "a.wav"}')
-        unknown = sorted(str(key) for key in set(record) - set(_KEYS))
+        unknown = sorted(str(key) for key in record if key not in _KEYS)
         if unknown:
             raise InputError(
                 f"{where} has an unknown key '{unknown[0]}'", wanted=closest(unknown[0], _KEYS)
@@ -185,7 +192,9 @@ class Manifest:
             return path
         if urls.is_url(self.place):
             return urls.join(urls.parent(self.place), path)
-        return str((Path(self.place).parent / Path(path).expanduser()).absolute())
+        if "./" in path or "//" in path or path.startswith("~"):
+            path = str(Path(path).expanduser())
+        return os.path.join(self._folder, path)
 
 
 @contextmanager

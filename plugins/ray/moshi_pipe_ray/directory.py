@@ -1,12 +1,28 @@
-"""Which replica holds which conversation, and who has room: one small actor knows."""
+"""Which replicas there are, and which of them holds a conversation: one small actor knows."""
 
 from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Final
 
 _MOST_TOKENS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a replica is.
+
+    Attributes:
+        address: Of its server.
+        host: Name of its machine.
+        pid: Its process.
+    """
+
+    address: str
+    host: str
+    pid: int
 
 
 class Directory:
@@ -14,18 +30,27 @@ class Directory:
 
     def __init__(self) -> None:
         self._holders: OrderedDict[str, str] = OrderedDict()
-        self._free: dict[str, int] = {}
+        self._replicas: dict[str, Whereabouts] = {}
         self._secret = secrets.token_hex(16)
         self._ending = False
 
     def begin(self) -> str:
-        """Replicas are wanted; returns the secret that their servers ask each other for."""
+        """Replicas are wanted; returns the secret that their servers ask for."""
         self._ending = False
         return self._secret
 
     def end(self) -> None:
         """All replicas shall let their conversations end."""
         self._ending = True
+
+    def register(self, replica: Whereabouts) -> bool:
+        """A replica is there; returns whether it shall end."""
+        self._replicas[replica.address] = replica
+        return self._ending
+
+    def replicas(self) -> list[Whereabouts]:
+        """Those that are there, as far as is known."""
+        return list(self._replicas.values())
 
     def holds(self, token: str, address: str) -> None:
         """The conversation with this token is at this address."""
@@ -38,22 +63,8 @@ class Directory:
         """Where the conversation with a token is, or was."""
         return self._holders.get(token)
 
-    def report(self, address: str, free: int) -> bool:
-        """A replica says how many conversations more it could begin; returns whether to end."""
-        self._free[address] = free
-        return self._ending
-
     def forget(self, address: str) -> None:
         """A replica is gone, and with it all that it held."""
-        self._free.pop(address, None)
+        self._replicas.pop(address, None)
         for token in [token for token, at in self._holders.items() if at == address]:
             del self._holders[token]
-
-    def roomiest(self, but: str) -> str | None:
-        """Who has most room, besides one; None where all are full. Counts on it being taken."""
-        others = {address: free for address, free in self._free.items() if address != but}
-        address = max(others, key=lambda one: others[one], default=None)
-        if address is None or others[address] <= 0:
-            return None
-        self._free[address] -= 1
-        return address

@@ -139,9 +139,10 @@ class _RayRun:
         """
         crew = [asyncio.create_task(self._keep(i, work)) for i in range(self._share.actors)]
         stopping = asyncio.create_task(self._stopping.wait())
-        everyone = asyncio.gather(*crew, return_exceptions=True)
+        everyone: asyncio.Future[Any] = asyncio.gather(*crew, return_exceptions=True)
         try:
-            await asyncio.wait({everyone, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            first: list[asyncio.Future[Any]] = [everyone, stopping]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (*crew, stopping):
                 task.cancel()

@@ -27,6 +27,7 @@ class RayOptions(EngineOptions):
         retries: How often a recording is given to another actor when its own is lost.
         runtime_env: Of the actors, as Ray takes it.
         progress_s: Seconds between two looks at what the actors do.
+        doors: Of ``serve-cluster``: processes that hold the clients' connections.
         most_actors: Of ``serve-cluster``: engines at most, made as clients come and let go as they
             leave; null keeps ``actors``.
         scale_down_s: Of ``serve-cluster``: seconds with too few clients before an engine is let go.
@@ -42,5 +43,6 @@ class RayOptions(EngineOptions):
     retries: int = 3
     runtime_env: dict[str, Any] = field(default_factory=dict)
     progress_s: float = 0.5
+    doors: int = 1
     most_actors: int | None = None
     scale_down_s: float = 300.0

@@ -68,7 +68,8 @@ def start(config: RunConfig, options: RayOptions) -> None:
     from ray import serve
 
     from moshi_pipe_ray.directory import Directory
-    from moshi_pipe_ray.replica import Replica, make_door
+    from moshi_pipe_ray.door import Door, make_routes
+    from moshi_pipe_ray.replica import Replica
 
     server: ServerOptions = config.source.options.server
     part = share(config, options)
@@ -92,9 +93,10 @@ def start(config: RunConfig, options: RayOptions) -> None:
         http_options={"host": server.host, "port": server.port},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-    deployment = serve.deployment(
+    secret = ray.get(directory.begin.remote())
+    replicas = serve.deployment(
         name="replica",
-        max_ongoing_requests=server.max_connections + 64,
+        max_ongoing_requests=options.slots,
         graceful_shutdown_timeout_s=server.max_s + _DRAIN_S,
         health_check_period_s=2,
         ray_actor_options={
@@ -104,9 +106,16 @@ def start(config: RunConfig, options: RayOptions) -> None:
             "runtime_env": dict(options.runtime_env),
         },
         **_replicas(options, part.actors),
-    )(serve.ingress(make_door())(Replica))
-    secret = ray.get(directory.begin.remote())
-    serve.run(deployment.bind(config, secret, directory), name=APP, route_prefix="/")
+    )(Replica).bind(config, secret, directory)
+    doors = serve.deployment(
+        name="door",
+        num_replicas=options.doors,
+        max_ongoing_requests=server.max_connections,
+        graceful_shutdown_timeout_s=server.max_s + _DRAIN_S,
+        ray_actor_options={"num_cpus": 0, "runtime_env": dict(options.runtime_env)},
+    )(serve.ingress(make_routes())(Door))
+    app = doors.bind(server, secret, directory, replicas)
+    serve.run(app, name=APP, route_prefix="/")
 
 
 def stop() -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +28,6 @@ from moshi_pipe.progress import SilentUI
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from moshi_pipe.report import RunReport, SessionReport
 
@@ -31,7 +35,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore")]
 
 NUM_FILES = 200
+NUM_FEWER = 60
 STORE_BYTES = 80 * 2**20
+PATIENCE_S = 120
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "scale.md"
 
 
 class Watcher(SilentUI):
@@ -63,8 +70,8 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
         samples = 0.1 * rng.standard_normal(2_400 + 200 * (i % 25))
         soundfile.write(folder / f"{i:03d}.wav", samples.astype(np.float32), 24_000)
     lines = [json.dumps({"path": f"{i:03d}.wav"}) + "\n" for i in range(NUM_FILES)]
-    (folder / "list.jsonl").write_text("".join(lines), encoding="utf-8")
-    return folder / "list.jsonl"
+    (folder / "talks.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder / "talks.jsonl"
 
 
 def run(recordings: Path, out: Path | str, ui: SilentUI, *words: str) -> RunReport:
@@ -138,3 +145,60 @@ def test_each_recording_is_done_once_though_an_actor_and_a_node_are_lost(
     assert results(tmp_path) == by_one
     records = list(tmp_path.glob("*.session.json"))
     assert len(records) == NUM_FILES
+
+
+def commands_of_the_page() -> list[list[str]]:
+    """What docs/scale.md tells to type, as words."""
+    text = PAGE.read_text(encoding="utf-8")
+    fenced = [part for i, part in enumerate(text.split("```")) if i % 2]
+    lines = [line for part in fenced for line in part.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("moshi-pipe ")]
+
+
+def test_the_commands_of_the_page_can_be_read() -> None:
+    plugins = load_plugins()
+    commands = commands_of_the_page()
+
+    assert len(commands) >= 5
+    for words in commands:
+        if words[0] == "serve-cluster":
+            words = ["source=websocket", "sink=websocket", "engine=ray", *words[1:]]
+        config = load_run(prepare(words), plugins.nodes)
+        assert config.source.entry.name in ("file", "websocket")
+
+
+def test_the_command_of_the_page_goes_on_where_ctrl_c_stopped_it(
+    recordings: Path, by_one: dict[str, bytes], tmp_path: Path
+) -> None:
+    names = [f"{number:03d}" for number in range(NUM_FEWER)]
+    rows = [json.dumps({"path": str(recordings.with_name(f"{name}.wav"))}) for name in names]
+    (tmp_path / "talks.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    wanted = {name: data for name, data in by_one.items() if name.partition(".")[0] in names}
+    words = next(words for words in commands_of_the_page() if "source.path=talks.jsonl" in words)
+    command = [sys.executable, "-m", "moshi_pipe", *words, "model=embedded"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + PATIENCE_S
+    while num_lines(out / "sessions.jsonl") < 8:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+    process.send_signal(signal.SIGINT)
+
+    said = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 130, said
+    found = results(out)
+    assert 0 < len(found) < len(wanted)
+    assert found == {name: wanted[name] for name in found}
+    done = subprocess.run(command, cwd=tmp_path, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 0
+    assert results(out) == wanted
+    report = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    counted = Counter(one["status"] for one in report["sessions"])
+    assert counted["skipped"] >= 8
+    assert counted["skipped"] + counted["done"] == NUM_FEWER
+
+
+def num_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
