@@ -107,6 +107,11 @@ class Mimi(nn.Module):
             if isinstance(module, CausalConv | CausalConvTranspose | Codebook):
                 module.prepare()
 
+    def use_kernels(self) -> None:
+        """Step the transformers with kernels of our own; see :meth:`Transformer.use_kernels`."""
+        self.encoder_transformer.transformer.use_kernels()
+        self.decoder_transformer.transformer.use_kernels()
+
     def new_encoder_state(self, num_slots: int, num_frames: int = 1) -> MimiState:
         """Make zeroed encoder state.
 

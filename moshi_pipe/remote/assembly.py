@@ -145,7 +145,10 @@ def assemble_remote(config: RunConfig) -> RemoteAssembly:
     if server is None:
         raise ValueError("the configuration has no remote model")
     local = BackendOptions()
-    keys = ("backend", "device", "dtype", "kv_dtype", "numerics", "cuda_graphs", "context", "quant")
+    keys = (
+        *("backend", "device", "dtype", "kv_dtype", "numerics", "context", "quant"),
+        *("cuda_graphs", "cuda_kernels"),
+    )
     chosen = [key for key in keys if getattr(config.backend, key) != getattr(local, key)]
     if config.first_frame is not None:
         chosen.append("first_frame")
