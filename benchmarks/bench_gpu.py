@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 GB = 1e9
 BYTES_PER_MS = 4.3e9  # of an H200's memory, in a device-to-device copy
-FORMS = ("int8", "int4")
+FORMS = ("int8 triton", "int4 triton", "int8 auto", "int4 auto")
 
 
 class Bench:
@@ -157,6 +157,8 @@ def one(bench: Bench) -> None:
         guarded(bench, "agreement", agreement)
         guarded(bench, "beside moshi", lambda b: beside_reference(b, codec, plain))
     for form in FORMS:
+        if "triton" in form and not bench.kernels:
+            continue
         if bench.time_left(30, form):
             guarded(bench, form, lambda bench, form=form: quantized(bench, codec, form))
 

@@ -125,7 +125,7 @@ def our_lm(rig: Rig, form: str = "plain", *, kernels: bool = False, **options: A
 
     Args:
         rig: Shapes and weights; plain ones are shared.
-        form: ``plain``, or what its linear layers become.
+        form: ``plain``, or what its linear layers become and how they multiply: ``int8 auto``.
         kernels: Step with those of our own.
         options: Of :class:`~moshi_pipe.nn.moshi.Moshi`.
     """
@@ -134,8 +134,9 @@ def our_lm(rig: Rig, form: str = "plain", *, kernels: bool = False, **options: A
     model.load_state_dict(rig.lm_weights, assign=True)
     model.requires_grad_(False)
     if form != "plain":
+        quant, product = form.split()
         quantizer = WeightQuantizer(
-            form, group_size=32, product="auto", exact=False, device=rig.device
+            quant, group_size=32, product=product, exact=False, device=rig.device
         )
         for name in [name for name in rig.lm_weights if is_linear(name)]:
             parent, _, last = name.removesuffix(".weight").rpartition(".")

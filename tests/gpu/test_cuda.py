@@ -190,9 +190,12 @@ def test_company_changes_nothing_in_a_batch_of_one_size(graphs: bool) -> None:
     assert run([1, 2, 3]) == alone
 
 
+@pytest.mark.parametrize("product", ["auto", "triton"])
 @pytest.mark.parametrize("quant", ["int8", "int4"])
-def test_quantized_layers_multiply(quant: str) -> None:
-    quantizer = WeightQuantizer(quant, group_size=32, product="auto", exact=False, device=CUDA)
+def test_quantized_layers_multiply(quant: str, product: str) -> None:
+    if product == "triton":
+        pytest.importorskip("triton")
+    quantizer = WeightQuantizer(quant, group_size=32, product=product, exact=False, device=CUDA)
     generator = torch.Generator().manual_seed(0)
     weight_OD = torch.randn(256, 128, generator=generator)
     layer = quantizer.linear("layer.weight", weight_OD, None)

@@ -12,6 +12,7 @@ from moshi_pipe.models.protocols import Controls
 from moshi_pipe.models.spec import LMSpec, MimiSpec
 from moshi_pipe.nn.mimi import Mimi
 from moshi_pipe.nn.moshi import Moshi
+from moshi_pipe.nn.quantized import Int4Linear, Int8Linear, quantize_int4, quantize_int8
 
 OFF = 2e-5
 
@@ -88,6 +89,25 @@ def test_a_codec_gives_the_same_codes_and_sound() -> None:
     (wanted_codes, wanted), (got_codes, got) = made
     assert torch.equal(got_codes, wanted_codes)
     assert torch.dist(got, wanted) < OFF * wanted.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 17])
+def test_products_are_those_of_widened_weights(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moshi_pipe.nn import triton_products
+    from moshi_pipe.nn.triton_products import multiply_int4, multiply_int8
+
+    monkeypatch.setattr(triton_products, "_OPERANDS", torch.float32)  # no bfloat16 here
+    generator = torch.Generator().manual_seed(0)
+    weight_OD = torch.randn(40, 96, generator=generator)
+    x_MD = torch.randn(rows, 96, generator=generator)
+    eight = Int8Linear(*quantize_int8(weight_OD))
+    four = Int4Linear(*quantize_int4(weight_OD, 32))
+    got = multiply_int8(x_MD, eight.weight, eight.scale_O)
+    wanted = x_MD @ eight.widened().t()
+    assert torch.dist(got, wanted) < 1e-5 * wanted.norm()
+    got = multiply_int4(x_MD, four.weight, four.weight_scales, four.weight_biases, 32)
+    wanted = x_MD @ four.widened().t()
+    assert torch.dist(got, wanted) < 1e-5 * wanted.norm()
 
 
 def test_a_slot_reads_its_own_entries_alone() -> None:
