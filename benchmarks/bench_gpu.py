@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 GB = 1e9
 BYTES_PER_MS = 4.3e9  # of an H200's memory, in a device-to-device copy
+EAGER_TICKS = 40  # they are slow
 FORMS = ("int8 triton", "int4 triton", "int8 auto", "int4 auto")
 
 
@@ -133,13 +134,27 @@ def main() -> None:
         guarded(bench, name, SECTIONS[name])
 
 
-def guarded(bench: Bench, name: str, section: Callable[[Bench], None]) -> None:
-    """Run a section; what breaks one leaves the others."""
+def guarded(bench: Bench, name: str, section: Callable[[Bench], None]) -> bool:
+    """Run a section; what breaks one leaves the others. Says whether it went through."""
+    through = False
     try:
         section(bench)
+        through = True
     except Exception as error:  # any of it is a result too
         bench.tell("failed", {"what": name, "error": f"{type(error).__name__}: {error}"[:500]})
     bench.free()
+    return through
+
+
+def not_compiled() -> bool:
+    """Keep the reference from compiling, where a compiler may be missing; False if it did not."""
+    if os.environ.get("NO_TORCH_COMPILE"):
+        return False
+    from moshi.utils import compile as switches
+
+    os.environ["NO_TORCH_COMPILE"] = "1"
+    switches._compile_disabled = True
+    return True
 
 
 def one(bench: Bench) -> None:
@@ -155,7 +170,9 @@ def one(bench: Bench) -> None:
         single(bench, codec, plain, f"{name_of(rig)}, graphs, kernels", True)
     if bench.has_reference and bench.time_left(60, "the reference"):
         guarded(bench, "agreement", agreement)
-        guarded(bench, "beside moshi", lambda b: beside_reference(b, codec, plain))
+        compared = guarded(bench, "beside moshi", lambda b: beside_reference(b, codec, plain))
+        if not compared and not_compiled() and bench.time_left(30, "the reference, not compiled"):
+            guarded(bench, "beside moshi", lambda b: beside_reference(b, codec, plain))
     for form in FORMS:
         if "triton" in form and not bench.kernels:
             continue
@@ -210,7 +227,8 @@ def single(bench: Bench, codec: Any, lm: Any, form: str, graphs: bool) -> None:
         for kept, (begin_ns, end_ns) in zip(nodes_ms, ours.spans_ns, strict=True):
             kept.append((end_ns - begin_ns) / 1e6)
 
-    times = time_interleaved({"tick": step}, bench.ticks, 10)
+    ticks = bench.ticks if graphs or not bench.cuda else min(bench.ticks, EAGER_TICKS)
+    times = time_interleaved({"tick": step}, ticks, 10)
     parts = {
         f"{name}_ms": round(sorted(kept)[len(kept) // 2], 3)
         for name, kept in zip(("encode", "lm", "decode"), nodes_ms, strict=True)

@@ -20,6 +20,7 @@ from moshi_pipe.nn.conv import CausalConv, CausalConvTranspose
 from moshi_pipe.nn.linear import apply_fast
 from moshi_pipe.nn.quantizer import Codebook, SplitQuantizer
 from moshi_pipe.nn.seanet import ConvHolder, make_decoder, make_encoder
+from moshi_pipe.nn.transfer import to_rows
 from moshi_pipe.nn.transformer import Transformer, TransformerState
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class Mimi(nn.Module):
         """Zero the named slots."""
         if not slots:
             return
-        rows = torch.tensor(list(slots), device=self.device)
+        rows = to_rows(slots, self.device)
         for tensor in _contexts(state):
             tensor.index_fill_(0, rows, 0)
         state.transformer.reset(slots)

@@ -22,6 +22,7 @@ from moshi_pipe.models.spec import TransformerSpec, gated_hidden
 from moshi_pipe.nn.attention import KVRing, Positions, attend, plan_positions, rotate
 from moshi_pipe.nn.linear import Apply, apply_plain
 from moshi_pipe.nn.norm import LayerScale, make_norm
+from moshi_pipe.nn.transfer import to_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,7 @@ class TransformerState:
 
         A stale NaN behind a mask would still poison attention.
         """
-        rows = torch.tensor(slots, device=self.position_B.device)
+        rows = to_rows(slots, self.position_B.device)
         self.position_B.index_fill_(0, rows, 0)
         for ring in self.rings:
             ring.reset(rows)
