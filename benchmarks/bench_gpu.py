@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gpu_edge import edge_costs
 from gpu_models import Ours, Reference, Rig, make_rig, our_codec, our_lm
-from gpu_tokens import agreement, logit_error
+from gpu_tokens import agreement, logit_error, text_logits
 from measure import emit, summary, time_interleaved
 
 from moshi_pipe.models.checkpoint import LM, ModelOptions, open_checkpoint
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 GB = 1e9
 BYTES_PER_MS = 4.3e9  # of an H200's memory, in a device-to-device copy
-FORMS = ("int8", "int4")
+EAGER_TICKS = 40  # they are slow
+FORMS = ("int8 triton", "int4 triton", "int8 auto", "int4 auto")
 
 
 class Bench:
@@ -44,6 +45,7 @@ class Bench:
     Attributes:
         rig: Shapes and weights.
         cuda: Whether there are graphs to speak of.
+        kernels: Whether to use those of our own.
         ticks: Timed per contestant.
         steps: Compared, token by token.
         slots: Sessions to time together.
@@ -60,6 +62,7 @@ class Bench:
         began = time.perf_counter()
         self.rig = make_rig(args.preset, device)
         self.wait()
+        self.kernels = self.cuda and args.kernels and self._kernels_work()
         self.tell(
             "weights",
             {
@@ -79,6 +82,17 @@ class Bench:
         if left_s < needed_s:
             self.tell("skipped", {"what": what, "left_s": round(left_s), "needed_s": needed_s})
         return left_s >= needed_s
+
+    def _kernels_work(self) -> bool:
+        """Whether kernels of our own compile and run here; says so if they do not."""
+        try:
+            text_logits(our_lm(self.rig, kernels=True), 2)
+            self.wait()
+        except Exception as error:  # whatever a compiler lacks
+            text = f"{type(error).__name__}: {error}"
+            self.tell("failed", {"what": "kernels", "error": text[-500:]})
+            return False
+        return True
 
     def wait(self) -> None:
         """Until the device has done what was queued."""
@@ -109,6 +123,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 8, 16, 32, 48, 64])
     parser.add_argument("--many", type=int, default=128, help="sessions with int8 keys and values")
     parser.add_argument("--no-reference", dest="reference", action="store_false")
+    parser.add_argument("--no-kernels", dest="kernels", action="store_false", help="of our own")
     parser.add_argument("--no-compile", action="store_true", help="of the reference")
     args = parser.parse_args()
     if args.no_compile or args.device == "cpu":
@@ -119,26 +134,48 @@ def main() -> None:
         guarded(bench, name, SECTIONS[name])
 
 
-def guarded(bench: Bench, name: str, section: Callable[[Bench], None]) -> None:
-    """Run a section; what breaks one leaves the others."""
+def guarded(bench: Bench, name: str, section: Callable[[Bench], None]) -> bool:
+    """Run a section; what breaks one leaves the others. Says whether it went through."""
+    through = False
     try:
         section(bench)
+        through = True
     except Exception as error:  # any of it is a result too
         bench.tell("failed", {"what": name, "error": f"{type(error).__name__}: {error}"[:500]})
     bench.free()
+    return through
+
+
+def not_compiled() -> bool:
+    """Keep the reference from compiling, where a compiler may be missing; False if it did not."""
+    if os.environ.get("NO_TORCH_COMPILE"):
+        return False
+    from moshi.utils import compile as switches
+
+    os.environ["NO_TORCH_COMPILE"] = "1"
+    switches._compile_disabled = True
+    return True
 
 
 def one(bench: Bench) -> None:
     """One session: every form of ours, alone, then the best beside the reference."""
     rig = bench.rig
-    codec = our_codec(rig)
-    plain = our_lm(rig)
+    codec, plain = our_codec(rig), our_lm(rig)
     for graphs in (True, False) if bench.cuda else (False,):
         single(bench, codec, plain, f"{name_of(rig)}{', graphs' if graphs else ''}", graphs)
+    if bench.kernels:
+        codec, plain = our_codec(rig, kernels=True), our_lm(rig, kernels=True)
+        error = logit_error(bench, plain)
+        bench.tell("form", {"form": "kernels", "logit_error": error})
+        single(bench, codec, plain, f"{name_of(rig)}, graphs, kernels", True)
     if bench.has_reference and bench.time_left(60, "the reference"):
         guarded(bench, "agreement", agreement)
-        guarded(bench, "beside moshi", lambda b: beside_reference(b, codec, plain))
+        compared = guarded(bench, "beside moshi", lambda b: beside_reference(b, codec, plain))
+        if not compared and not_compiled() and bench.time_left(30, "the reference, not compiled"):
+            guarded(bench, "beside moshi", lambda b: beside_reference(b, codec, plain))
     for form in FORMS:
+        if "triton" in form and not bench.kernels:
+            continue
         if bench.time_left(30, form):
             guarded(bench, form, lambda bench, form=form: quantized(bench, codec, form))
 
@@ -165,11 +202,12 @@ def name_of(rig: Rig) -> str:
 def quantized(bench: Bench, codec: Any, form: str) -> None:
     """One session with quantized weights, and what they change."""
     began = time.perf_counter()
-    lm = our_lm(bench.rig, form)
+    lm = our_lm(bench.rig, form, kernels=bench.kernels)
     bench.wait()
     made_s = time.perf_counter() - began
     error = logit_error(bench, lm)
-    single(bench, codec, lm, f"{form}, graphs" if bench.cuda else form, bench.cuda)
+    words = [form, *(["graphs"] if bench.cuda else []), *(["kernels"] if bench.kernels else [])]
+    single(bench, codec, lm, ", ".join(words), bench.cuda)
     bench.tell(
         "form", {"form": form, "made_s": round(made_s, 1), "quant": lm.quant, "logit_error": error}
     )
@@ -189,7 +227,8 @@ def single(bench: Bench, codec: Any, lm: Any, form: str, graphs: bool) -> None:
         for kept, (begin_ns, end_ns) in zip(nodes_ms, ours.spans_ns, strict=True):
             kept.append((end_ns - begin_ns) / 1e6)
 
-    times = time_interleaved({"tick": step}, bench.ticks, 10)
+    ticks = bench.ticks if graphs or not bench.cuda else min(bench.ticks, EAGER_TICKS)
+    times = time_interleaved({"tick": step}, ticks, 10)
     parts = {
         f"{name}_ms": round(sorted(kept)[len(kept) // 2], 3)
         for name, kept in zip(("encode", "lm", "decode"), nodes_ms, strict=True)
@@ -203,7 +242,8 @@ def sessions(bench: Bench) -> None:
     """Ticks of more and more sessions at full context, then the reference's batches."""
     rig = bench.rig
     most = max(bench.slots)
-    codec, lm = our_codec(rig), our_lm(rig)
+    kernels = bench.kernels
+    codec, lm = our_codec(rig, kernels=kernels), our_lm(rig, kernels=kernels)
     batch(bench, codec, lm, bench.slots, "keys and values as weights")
     bench.free()
     many = bench._args.many
@@ -261,7 +301,8 @@ def launches(bench: Bench) -> None:
     """Kernels of one tick, and how busy they keep the device."""
     from torch.profiler import ProfilerActivity, profile
 
-    codec, lm = our_codec(bench.rig), our_lm(bench.rig)
+    kernels = bench.kernels
+    codec, lm = our_codec(bench.rig, kernels=kernels), our_lm(bench.rig, kernels=kernels)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.cuda else [])]
     for graphs in (True, False) if bench.cuda else (False,):
         ours = Ours(bench.rig, codec, lm, 1, graphs=graphs)
@@ -284,6 +325,7 @@ def launches(bench: Bench) -> None:
                 "launches",
                 {
                     "graphs": graphs,
+                    "own_kernels": kernels,
                     "kernels": len(events),
                     "span_ms": round((end - begin) / 1e3, 3),
                     "busy_share": round(busy / max(end - begin, 1e-9), 3),

@@ -120,12 +120,13 @@ def draw(
     return tensor.to(dtype)
 
 
-def our_lm(rig: Rig, form: str = "plain", **options: Any) -> Moshi:
+def our_lm(rig: Rig, form: str = "plain", *, kernels: bool = False, **options: Any) -> Moshi:
     """Our language model over the rig's weights.
 
     Args:
         rig: Shapes and weights; plain ones are shared.
-        form: ``plain``, or what its linear layers become.
+        form: ``plain``, or what its linear layers become and how they multiply: ``int8 auto``.
+        kernels: Step with those of our own.
         options: Of :class:`~moshi_pipe.nn.moshi.Moshi`.
     """
     with torch.device("meta"):
@@ -133,24 +134,29 @@ def our_lm(rig: Rig, form: str = "plain", **options: Any) -> Moshi:
     model.load_state_dict(rig.lm_weights, assign=True)
     model.requires_grad_(False)
     if form != "plain":
+        quant, product = form.split()
         quantizer = WeightQuantizer(
-            form, group_size=32, product="auto", exact=False, device=rig.device
+            quant, group_size=32, product=product, exact=False, device=rig.device
         )
         for name in [name for name in rig.lm_weights if is_linear(name)]:
             parent, _, last = name.removesuffix(".weight").rpartition(".")
             layer = quantizer.linear(name, rig.lm_weights[name], None)
             model.get_submodule(parent).register_module(last, layer)
         model.quant = quantizer.summary
+    if kernels:
+        model.use_kernels()
     return model
 
 
-def our_codec(rig: Rig) -> Mimi:
+def our_codec(rig: Rig, *, kernels: bool = False) -> Mimi:
     """Our codec over the rig's weights."""
     with torch.device("meta"):
         codec = Mimi(rig.mimi)
     codec.load_state_dict(rig.mimi_weights, assign=True)
     codec.requires_grad_(False)
     codec.prepare()
+    if kernels:
+        codec.use_kernels()
     return codec
 
 

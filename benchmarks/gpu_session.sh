@@ -43,6 +43,6 @@ run() {
 run one 150 ${BENCH_WORDS:-}
 run sessions 150 ${BENCH_WORDS:-}
 run launches 40 ${BENCH_WORDS:-}
-run load 60 ${BENCH_WORDS:-}
 run edge 20 ${BENCH_WORDS:-}
+run load 100 ${BENCH_WORDS:-}
 grep -c bench "$OUT/bench.jsonl"

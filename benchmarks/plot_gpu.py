@@ -54,7 +54,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("sessions at full context")
     axes.set_ylabel("tick, ms (dashed: bytes over bandwidth)")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{rows[0]['preset']} on {rows[0]['device']}", fontsize=10)
     figure.savefig(path, metadata={"Date": None})

@@ -130,5 +130,6 @@ def _torch_options(options: BackendOptions) -> TorchOptions:
         dtype=backend.choose_dtype(options.dtype, device),
         kv_dtype=kv_dtype,
         numerics=options.numerics,
+        kernels=options.cuda_kernels,
         context=options.context,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from moshi_pipe.config import (
+    CUDA_KERNELS,
     DTYPES,
     KV_DTYPES,
     LATE,
@@ -155,6 +156,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
             kv_dtype=values.kv_dtype,
             numerics=values.numerics,
             cuda_graphs=values.cuda_graphs,
+            cuda_kernels=values.cuda_kernels,
             context=values.context,
             codec_backend=values.codec_backend,
             quant=values.quant,
@@ -401,6 +403,7 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
     """Values out of a short list, and numbers that have bounds."""
     lists = {
         "numerics": (cfg.numerics, NUMERICS),
+        "cuda_kernels": (cfg.cuda_kernels, CUDA_KERNELS),
         "dtype": (cfg.dtype, DTYPES),
         "kv_dtype": (cfg.kv_dtype, KV_DTYPES),
         "first_frame": (cfg.first_frame, FIRST_FRAMES),
@@ -411,6 +414,8 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
             problems.append(f"{key} cannot be '{value}': {closest(value, known)}")
     if cfg.kv_dtype == "int8" and cfg.numerics == "reference":
         problems.append("kv_dtype cannot be 'int8' with numerics=reference, which rounds nothing")
+    if cfg.cuda_kernels == "triton" and cfg.numerics == "reference":
+        problems.append("cuda_kernels cannot be 'triton' with numerics=reference: sums differ")
     least = {
         "seed": (cfg.seed, 0),
         "context": (cfg.context, 1),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from moshi_pipe.models.remote import RemoteOptions
 
 NUMERICS: Final = ("fast", "reference")
+CUDA_KERNELS: Final = ("torch", "triton")
 LATE: Final = ("drop_oldest", "skip_to_live", "slow_down", "fail")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 KV_DTYPES: Final = (*DTYPES, "int8")
@@ -91,6 +92,7 @@ class RootSchema:
         kv_dtype: Of stored keys and values; None takes ``dtype``.
         numerics: ``fast`` or ``reference``.
         cuda_graphs: On CUDA, replay each stage of a tick as one graph.
+        cuda_kernels: ``torch`` or ``triton``; see ``BackendOptions``.
         context: Frames that the language model sees; None takes the model's own.
         codec_backend: What computes the codec; None takes ``backend``.
         quant: How the language model's weights are stored.
@@ -128,6 +130,7 @@ class RootSchema:
     kv_dtype: str | None = None
     numerics: str = "fast"
     cuda_graphs: bool = False
+    cuda_kernels: str = "torch"
     context: int | None = None
     codec_backend: str | None = None
     quant: str = "none"

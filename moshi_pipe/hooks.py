@@ -91,6 +91,7 @@ class BackendOptions:
         kv_dtype: Of stored keys and values; None takes ``dtype``.
         numerics: ``fast``, or ``reference`` to follow the reference operation by operation.
         cuda_graphs: On CUDA, replay each stage of a tick as one graph.
+        cuda_kernels: On CUDA, ``torch``, or ``triton`` for kernels of our own between products.
         context: Frames that the language model sees; None takes the checkpoint's.
         codec_backend: Of the codec, where it differs from ``backend``; its :meth:`Hooks.open_codec`
             finds it under ``backend``.
@@ -107,6 +108,7 @@ class BackendOptions:
     kv_dtype: str | None = None
     numerics: str = "fast"
     cuda_graphs: bool = False
+    cuda_kernels: str = "torch"
     context: int | None = None
     codec_backend: str | None = None
     quant: str = "none"

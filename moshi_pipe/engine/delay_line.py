@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moshi_pipe.models.spec import UNGENERATED
+from moshi_pipe.nn.transfer import to_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ class DelayLine:
 
     def reset(self, state: DelayState, slots: Sequence[int]) -> None:
         """Begin anew in the named slots."""
-        rows = torch.tensor(list(slots), device=self._device)
+        rows = to_rows(slots, self._device)
         state.ring_BSR.index_fill_(0, rows, UNGENERATED)
         state.num_steps_B.index_fill_(0, rows, 0)
 

@@ -37,6 +37,7 @@ class TorchOptions:
         kv_dtype: Of stored keys and values; None takes ``dtype``.
         numerics: ``fast`` or ``reference``; see :class:`~moshi_pipe.nn.moshi.Moshi`.
         context: Frames that the language model sees; None takes the checkpoint's.
+        kernels: On CUDA, ``torch`` or ``triton``.
     """
 
     device: torch.device
@@ -44,6 +45,7 @@ class TorchOptions:
     kv_dtype: torch.dtype | None = None
     numerics: str = "fast"
     context: int | None = None
+    kernels: str = "torch"
 
 
 def choose_device(name: str) -> torch.device:
@@ -118,6 +120,7 @@ def open_codec(
 
     Raises:
         CheckpointError: The weights do not fit the config, or are damaged.
+        BackendError: There is no triton, which the options ask for.
     """
     if checkpoint.mimi is None:
         raise CheckpointError(f"{checkpoint.where} was opened without its codec")
@@ -125,6 +128,7 @@ def open_codec(
         codec = Mimi(checkpoint.mimi)
     load_mimi(checkpoint, codec, options.device, progress=progress)
     codec.prepare()
+    _use_kernels(codec, options)
     return codec
 
 
@@ -146,6 +150,7 @@ def open_lm(
     Raises:
         CheckpointError: The weights do not fit the config, or are damaged.
         ConfigError: The context is not usable.
+        BackendError: There is no triton, which the options ask for.
     """
     spec = checkpoint.config.lm
     if spec is None:
@@ -157,6 +162,7 @@ def open_lm(
         checkpoint, model, options.device, options.dtype, quantizer=quantizer, progress=progress
     )
     model.quant = None if quantizer is None else quantizer.summary
+    _use_kernels(model, options)
     return model
 
 
@@ -171,6 +177,18 @@ def with_context(spec: LMSpec, context: int | None) -> LMSpec:
     if context < 1:
         raise ConfigError("the context must be at least one frame", got=str(context))
     return replace(spec, temporal=replace(spec.temporal, context=context))
+
+
+def _use_kernels(model: Mimi | Moshi, options: TorchOptions) -> None:
+    """Let a model step with kernels of our own, where that was asked for and there is a GPU."""
+    if options.kernels != "triton" or options.device.type != "cuda":
+        return
+    try:
+        model.use_kernels()
+    except ImportError as error:
+        raise BackendError(
+            "cuda_kernels=triton needs triton", got=str(error), fix="set cuda_kernels=torch"
+        ) from error
 
 
 def _require_cuda(name: str, index: int) -> None:

@@ -20,6 +20,7 @@ from moshi_pipe.nn.conv import CausalConv, CausalConvTranspose
 from moshi_pipe.nn.linear import apply_fast
 from moshi_pipe.nn.quantizer import Codebook, SplitQuantizer
 from moshi_pipe.nn.seanet import ConvHolder, make_decoder, make_encoder
+from moshi_pipe.nn.transfer import to_rows
 from moshi_pipe.nn.transformer import Transformer, TransformerState
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ class Mimi(nn.Module):
             if isinstance(module, CausalConv | CausalConvTranspose | Codebook):
                 module.prepare()
 
+    def use_kernels(self) -> None:
+        """Step the transformers with kernels of our own; see :meth:`Transformer.use_kernels`."""
+        self.encoder_transformer.transformer.use_kernels()
+        self.decoder_transformer.transformer.use_kernels()
+
     def new_encoder_state(self, num_slots: int, num_frames: int = 1) -> MimiState:
         """Make zeroed encoder state.
 
@@ -180,7 +186,7 @@ class Mimi(nn.Module):
         """Zero the named slots."""
         if not slots:
             return
-        rows = torch.tensor(list(slots), device=self.device)
+        rows = to_rows(slots, self.device)
         for tensor in _contexts(state):
             tensor.index_fill_(0, rows, 0)
         state.transformer.reset(slots)

@@ -150,6 +150,12 @@ class Moshi(nn.Module):
         """Type of the weights."""
         return self.text_emb.weight.dtype
 
+    def use_kernels(self) -> None:
+        """Step with kernels of our own; see :meth:`Transformer.use_kernels`."""
+        self.transformer.use_kernels()
+        if self.depformer is not None:
+            self.depformer.use_kernels()
+
     def new_state(self, num_slots: int, rows_per_slot: int = 1) -> MoshiState:
         """Make zeroed state; see :class:`~moshi_pipe.models.protocols.SpeechLM`."""
         rows = num_slots * rows_per_slot

@@ -45,12 +45,14 @@ class Product:
         apply: ``(x_MD, layer) -> y_MO``, of any floating type.
         tolerance: Largest relative error against the widened weights.
         exact: Whether only the weights are rounded, not what they are multiplied by.
+        by_name: Taken only when it is named, not by ``auto``.
     """
 
     apply: Callable[[Tensor, Any], Tensor]
     tolerance: float
     pack: Callable[[Any], Any] | None = None
     exact: bool = False
+    by_name: bool = False
 
 
 class QuantizedLinear(nn.Module):
@@ -262,7 +264,8 @@ def choose_product(layer: QuantizedLinear, wanted: str, *, exact: bool) -> str:
         raise ConfigError(
             f"there is no quantized product '{wanted}'", wanted=closest(wanted, ["auto", *table])
         )
-    names = [wanted] if wanted != "auto" else [n for n in table if table[n].exact or not exact]
+    offered = [n for n in table if not table[n].by_name and (table[n].exact or not exact)]
+    names = [wanted] if wanted != "auto" else offered
     times = {name: seconds for name in names if (seconds := _try_product(layer, name)) is not None}
     if not times:
         raise ConfigError(
@@ -295,7 +298,7 @@ def _try_product(layer: QuantizedLinear, name: str) -> float | None:
             if not error <= product.tolerance:
                 return None
             seconds += _least_time(trial, x_MD)
-    except (RuntimeError, NotImplementedError, AttributeError):
+    except (RuntimeError, NotImplementedError, AttributeError, ImportError):
         return None
     return seconds
 
@@ -412,12 +415,34 @@ def _int4pack(x_MD: Tensor, layer: Int4Linear) -> Tensor:
     return y_MO
 
 
+def _triton8(x_MD: Tensor, layer: Int8Linear) -> Tensor:
+    _require_gpu(x_MD)
+    from moshi_pipe.nn.triton_products import multiply_int8
+
+    return multiply_int8(x_MD, layer.weight, layer.scale_O)
+
+
+def _triton4(x_MD: Tensor, layer: Int4Linear) -> Tensor:
+    _require_gpu(x_MD)
+    from moshi_pipe.nn.triton_products import multiply_int4
+
+    scales, biases = layer.weight_scales, layer.weight_biases
+    return multiply_int4(x_MD, layer.weight, scales, biases, layer.group_size)
+
+
+def _require_gpu(x_MD: Tensor) -> None:
+    if x_MD.device.type != "cuda":
+        raise RuntimeError("a product of a GPU")
+
+
 # Where two are as fast, the first is taken.
 Int8Linear.products = {
     "rows": Product(_rows, tolerance=0.03, pack=_pack_rows),
     "widen": Product(_widen8, tolerance=1e-4, exact=True),
+    "triton": Product(_triton8, tolerance=0.01, by_name=True),
 }
 Int4Linear.products = {
     "int4pack": Product(_int4pack, tolerance=0.02, pack=_pack_int4pack),
     "widen": Product(_widen4, tolerance=1e-4, exact=True),
+    "triton": Product(_triton4, tolerance=0.01, by_name=True),
 }

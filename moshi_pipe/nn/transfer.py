@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
     from torch import Tensor
 
@@ -26,6 +29,11 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_rows(slots: Sequence[int], device: torch.device) -> Tensor:
+    """Give indices of slots to a device, int64."""
+    return to_device(np.array(slots, dtype=np.int64), device)
 
 
 class HostCopy:

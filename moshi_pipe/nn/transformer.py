@@ -22,9 +22,10 @@ from moshi_pipe.models.spec import TransformerSpec, gated_hidden
 from moshi_pipe.nn.attention import KVRing, Positions, attend, plan_positions, rotate
 from moshi_pipe.nn.linear import Apply, apply_plain
 from moshi_pipe.nn.norm import LayerScale, make_norm
+from moshi_pipe.nn.transfer import to_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -46,7 +47,7 @@ class TransformerState:
 
         A stale NaN behind a mask would still poison attention.
         """
-        rows = torch.tensor(slots, device=self.position_B.device)
+        rows = to_rows(slots, self.position_B.device)
         self.position_B.index_fill_(0, rows, 0)
         for ring in self.rings:
             ring.reset(rows)
@@ -162,9 +163,20 @@ class Transformer(nn.Module):
 
     def __init__(self, spec: TransformerSpec, *, prefix: bool) -> None:
         super().__init__()
+        self._fused: Callable[..., Tensor] | None = None
         self.spec = spec
         self.prefix = prefix
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
+
+    def use_kernels(self) -> None:
+        """Step with kernels of our own from now on, which need triton and a GPU.
+
+        Raises:
+            ImportError: There is no triton.
+        """
+        from moshi_pipe.nn.fused import fused_step
+
+        self._fused = fused_step
 
     def new_state(
         self, num_slots: int, *, capacity: int, dtype: torch.dtype, device: torch.device
@@ -203,6 +215,8 @@ class Transformer(nn.Module):
         Returns:
             ``[B, T, D]``.
         """
+        if self._fused is not None:
+            return self._fused(self, x_BTD, state, valid_B, weight_set, apply)
         batch, num_new, _ = x_BTD.shape
         spec = self.spec
         position_B = state.position_B[:batch]

@@ -61,6 +61,7 @@ class WeightReader:
         self._stored = contents.stored
         self.path = contents.header.path
         self._scratch: dict[str, Tensor] = {}
+        self._pinned = False
         self._largest = max((s.parts[0].spec.num_bytes for s in self._stored.values()), default=0)
 
     def names(self) -> list[str]:
@@ -78,6 +79,7 @@ class WeightReader:
             CheckpointError: The file became shorter, or copies of the tensor differ.
         """
         device = torch.device(device)
+        self._pinned = device.type == "cuda"  # or the driver copies it once more
         stored = self._stored[name]
         self.refuse_different_copies(name)
         if stored.encoding == PLAIN:
@@ -217,7 +219,9 @@ class WeightReader:
         if known is None or len(known) < count:
             # Tensors come in any order: room for the largest is made once, when it is needed.
             grow = self._largest if key == "data" and count > _SMALL else _SMALL
-            known = self._scratch[key] = torch.empty(max(count, grow), dtype=torch.uint8)
+            known = self._scratch[key] = torch.empty(
+                max(count, grow), dtype=torch.uint8, pin_memory=self._pinned
+            )
         return fill(self._file, start, known[:count])
 
 

@@ -148,7 +148,10 @@ def assemble_remote(config: RunConfig) -> RemoteAssembly:
     if server is None:
         raise ValueError("the configuration has no remote model")
     local = BackendOptions()
-    keys = ("backend", "device", "dtype", "kv_dtype", "numerics", "cuda_graphs", "context", "quant")
+    keys = (
+        *("backend", "device", "dtype", "kv_dtype", "numerics", "context", "quant"),
+        *("cuda_graphs", "cuda_kernels"),
+    )
     chosen = [key for key in keys if getattr(config.backend, key) != getattr(local, key)]
     own = ("first_frame", "end_on_silence_s", "drop_until_pad_s")
     chosen += [key for key in own if getattr(config, key) is not None]

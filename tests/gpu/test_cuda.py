@@ -81,13 +81,65 @@ def test_int8_keys_and_values_are_those_of_a_cpu() -> None:
     assert torch.dist(greedy_logits(there), wanted) < 0.02 * wanted.norm()
 
 
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
+def test_kernels_of_our_own_do_what_torch_does(kv_dtype: torch.dtype | None) -> None:
+    pytest.importorskip("triton")
+    _, lm = make_models(CUDA, kv_dtype=kv_dtype)
+    wanted = greedy_logits(lm)
+    lm.use_kernels()
+    assert torch.dist(greedy_logits(lm), wanted) < LOGITS_OFF
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_attention_over_a_long_ring_is_torchs(int8: bool) -> None:
+    """The released model's shape: slots of every fill, in pieces of the ring."""
+    pytest.importorskip("triton")
+    from moshi_pipe.nn.attention import KVRing, attend, plan_positions, rotate
+    from moshi_pipe.nn.triton_kernels import attend as own_attend
+
+    position_B = torch.tensor([0, 511, 512, 2999, 3000, 7001], device=CUDA)
+    dtype = torch.int8 if int8 else torch.bfloat16
+    shape = (len(position_B), 32, 3000, 128)
+    rings = [KVRing.zeros(shape, dtype, torch.device(CUDA)) for _ in range(2)]
+    torch.manual_seed(0)
+    for tensors in zip(*(ring._tensors() for ring in rings), strict=True):
+        one, other = tensors
+        one.copy_(torch.rand(one.shape, device=CUDA) * (120 if one.dtype == torch.int8 else 1))
+        other.copy_(one)
+    projected = torch.randn(len(position_B), 1, 96 * 128, device=CUDA, dtype=torch.bfloat16)
+    positions = plan_positions(
+        position_B, 1, capacity=3000, context=3000, head_dim=128, max_period=1e4, prefix=False
+    )
+    heads = projected.view(len(position_B), 1, -1, 128).transpose(1, 2)
+    q, k, v = heads.split([32, 32, 32], dim=1)
+    q, k = (rotate(x, positions, interleaved=True) for x in (q, k))
+    wanted = attend(q, k, v, rings[0], positions).float()
+    got = own_attend(
+        projected,
+        rings[1],
+        position_B,
+        num_heads=32,
+        positional_embedding="rope",
+        max_period=1e4,
+        context=3000,
+    ).float()
+    assert torch.dist(got, wanted) < 0.02 * wanted.norm()
+    for one, other in zip(*(ring._tensors() for ring in rings), strict=True):
+        assert (one.float() - other.float()).abs().max() <= (1 if int8 else 0.05)
+
+
 def test_sound_is_that_of_a_cpu() -> None:
     (here, _), (there, _) = make_models(), make_models(CUDA)
     assert torch.dist(decoded(there), decoded(here)) < AUDIO_OFF
 
 
-def test_a_replayed_tick_is_a_called_one_and_sessions_need_no_new_graph() -> None:
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_replayed_tick_is_a_called_one_and_sessions_need_no_new_graph(kernels: bool) -> None:
     models = make_models(CUDA)
+    if kernels:
+        pytest.importorskip("triton")
+        for model in models:
+            model.use_kernels()
     called, replayed = Dialogue(*models), Dialogue(*models, graphs=True)
     called.open()
     replayed.open()
@@ -107,10 +159,10 @@ def test_the_host_waits_for_results_alone(graphs: bool) -> None:
     dialogue = Dialogue(*make_models(CUDA), graphs=graphs)
     dialogue.open()
     for slot in range(3):
-        dialogue.nodes.join(slot, sampled(slot, first_frame="none"))
+        dialogue.nodes.join(slot, sampled(slot, first_frame="reset"))
     pcm = np.full((NUM_SLOTS, FRAME), 0.1, dtype=np.float32)
-    dialogue.tick(4, [0, 1], pcm)
-    torch.cuda.set_sync_debug_mode("error")
+    dialogue.tick(4, [2], pcm)
+    torch.cuda.set_sync_debug_mode("error")  # of first frames too, which the encoder forgets
     for _ in range(5):
         outputs = dialogue.tick(4, [0, 1], pcm)
     torch.cuda.set_sync_debug_mode("default")
@@ -138,9 +190,12 @@ def test_company_changes_nothing_in_a_batch_of_one_size(graphs: bool) -> None:
     assert run([1, 2, 3]) == alone
 
 
+@pytest.mark.parametrize("product", ["auto", "triton"])
 @pytest.mark.parametrize("quant", ["int8", "int4"])
-def test_quantized_layers_multiply(quant: str) -> None:
-    quantizer = WeightQuantizer(quant, group_size=32, product="auto", exact=False, device=CUDA)
+def test_quantized_layers_multiply(quant: str, product: str) -> None:
+    if product == "triton":
+        pytest.importorskip("triton")
+    quantizer = WeightQuantizer(quant, group_size=32, product=product, exact=False, device=CUDA)
     generator = torch.Generator().manual_seed(0)
     weight_OD = torch.randn(256, 128, generator=generator)
     layer = quantizer.linear("layer.weight", weight_OD, None)

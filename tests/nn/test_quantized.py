@@ -19,7 +19,11 @@ from moshi_pipe.nn.quantized import (
 )
 from moshi_pipe.nn.weight_quantizer import WeightQuantizer
 
-PRODUCTS = [(8, name) for name in Int8Linear.products] + [(4, name) for name in Int4Linear.products]
+ON_A_CPU = {
+    bits: [name for name, product in cls.products.items() if not product.by_name]
+    for bits, cls in ((8, Int8Linear), (4, Int4Linear))
+}
+PRODUCTS = [(bits, name) for bits, names in ON_A_CPU.items() for name in names]
 
 
 def weight(dim_out: int = 64, dim_in: int = 96, seed: int = 0) -> Tensor:
@@ -62,6 +66,14 @@ def test_the_error_of_a_layer_is_that_of_its_widened_weights(bits: int, limit: f
     off = (layer.widened() - weight_OD).double().norm() / weight_OD.double().norm()
     assert error == pytest.approx(float(off), rel=1e-4)
     assert 0 < error < limit
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_product_of_a_gpu_is_named_and_then_refused_on_a_cpu(bits: int) -> None:
+    layer = layer_of(bits, weight())
+    assert choose_product(layer, "auto", exact=False) in ON_A_CPU[bits]
+    with pytest.raises(ConfigError, match="'triton' does not run on this machine"):
+        choose_product(layer, "triton", exact=False)
 
 
 @pytest.mark.parametrize(("bits", "product"), PRODUCTS)
@@ -115,7 +127,7 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
     assert y_MO[2].isnan().all()
 
 
-@pytest.mark.parametrize("product", list(Int8Linear.products))
+@pytest.mark.parametrize("product", ON_A_CPU[8])
 def test_an_int8_layer_is_saved_as_plain_tensors_however_it_multiplies(product: str) -> None:
     codes_OD, absmax_O = quantize_int8(weight())
     layer = Int8Linear(codes_OD.clone(), absmax_O)
