@@ -7,10 +7,15 @@ import sys
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.build import FakeBuild
 
 # Read by torch when it is imported: one thread is what the promises of bit-equality are about.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Other work on the machine fails no test.
+settings.register_profile("any-pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-pace")
 
 
 @pytest.fixture
