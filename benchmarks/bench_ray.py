@@ -91,7 +91,8 @@ def measure(
     report = run_config(config, SilentUI(), plugins)
     if report.count("done") != args.files:
         errors = [one.error for one in report.sessions if one.error]
-        raise SystemExit(f"{actors} actors: {report.count('done')} of {args.files} done {errors[:3]}")
+        done = report.count("done")
+        raise SystemExit(f"{actors} actors: {done} of {args.files} are done {errors[:3]}")
     return {
         "actors": actors,
         "slots": slots,
