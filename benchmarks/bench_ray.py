@@ -130,6 +130,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.plot(*zip(*mine, strict=True), style, marker="o", color=colour, label=label)
     axes.set_xlabel("slots of each")
     axes.set_ylabel("seconds of audio a second")
+    axes.set_xticks(sorted({row["slots"] for row in rows}))
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

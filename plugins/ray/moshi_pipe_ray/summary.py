@@ -58,6 +58,7 @@ class Summary:
         self._warned: set[str] = set()
         self._start_s = time.monotonic()
         self._ready_s: float | None = None  # of the first actor
+        self._last_s = self._start_s  # the end of the last recording
         self._file = (folder / SESSIONS_NAME).open("w", encoding="utf-8")
         self._log = (folder / LOG_NAME).open("a", encoding="utf-8")
 
@@ -77,6 +78,7 @@ class Summary:
 
     def add(self, number: int, report: SessionReport) -> None:
         """A recording is done with."""
+        self._last_s = time.monotonic()
         self._done[number] += report.status in ("done", "skipped")
         self._totals.add(report)
         line = {"actor": number, **asdict(report)}
@@ -101,7 +103,7 @@ class Summary:
         return True
 
     def report(self, *, interrupted: bool) -> RunReport:
-        """The report of all, up to now; its time is from the first actor that is ready.
+        """The report of all: its time is from the first actor's readiness to the last result.
 
         Args:
             interrupted: Whether it was cut short.
@@ -120,7 +122,7 @@ class Summary:
             seed=self._seed,
             output_dir=config.output_url or str(config.output_dir),
             slots=config.engine.slots * actors,
-            wall_s=time.monotonic() - ready_s,
+            wall_s=max(0.0, self._last_s - ready_s),
             load_s=ready_s - self._start_s,
             audio_s=self._totals.audio_s,
             frames=self._totals.frames,
