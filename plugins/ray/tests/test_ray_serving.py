@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Ray opens sockets and files that it leaves to the garbage collector.
-pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(400),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 CLIENTS = 8
 FRAME = b"\x01" + bytes(2 * 1920)
