@@ -91,9 +91,8 @@ def measure(
     report = run_config(config, SilentUI(), plugins)
     if report.count("done") != args.files:
         errors = [one.error for one in report.sessions if one.error]
-        raise SystemExit(
-            f"{actors} actors: {report.count('done')} of {args.files} done {errors[:3]}"
-        )
+        done = report.count("done")
+        raise SystemExit(f"{actors} actors: {done} of {args.files} are done {errors[:3]}")
     return {
         "actors": actors,
         "slots": slots,
@@ -131,6 +130,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.plot(*zip(*mine, strict=True), style, marker="o", color=colour, label=label)
     axes.set_xlabel("slots of each")
     axes.set_ylabel("seconds of audio a second")
+    axes.set_xticks(sorted({row["slots"] for row in rows}))
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -154,7 +154,11 @@ def _describe(group: str, name: str, registry: NodeRegistry) -> tuple[str, tuple
     lines = () if options is None else option_lines(options)
     return (
         f"{summary} From the plugin {owner}.".strip(),
-        tuple(OptionLine(prefix + key, default, said) for key, default, said in lines),
+        tuple(
+            OptionLine(prefix + key, default, said)
+            for key, default, said in lines
+            if (group, key) != ("engine", "node")  # it is what the choice sets
+        ),
     )
 
 

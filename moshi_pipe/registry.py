@@ -348,9 +348,12 @@ class OwnedRegistry:
 def option_lines(options: type) -> list[tuple[str, str, str]]:
     """Name, default and documentation of each field of a dataclass of options.
 
-    The documentation is what the class's docstring says under ``Attributes:``.
+    The documentation is what the class's docstring says under ``Attributes:``, or that of the class
+    which it extends.
     """
-    documented = docstring_section(options.__doc__ or "", ("Attributes:", "Args:"))
+    documented: dict[str, str] = {}
+    for cls in reversed(options.__mro__):
+        documented |= docstring_section(cls.__doc__ or "", ("Attributes:", "Args:"))
     lines = []
     for item in fields(options):
         default = item.default if item.default_factory is MISSING else item.default_factory()

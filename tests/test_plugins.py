@@ -154,7 +154,9 @@ def test_a_plugins_engine_runs_a_configuration_with_its_own_keys_and_the_common_
     answer: Any = run_config(config, SilentUI(), plugins)
     assert answer == (SlowOptions(slots=8, patience_s=3.0), "silence")
     assert "patience_s: 3.0" in config.composed
-    assert "engine.patience_s=1.0" in group_help_text("engine=slow", plugins.nodes)
+    shown = group_help_text("engine=slow", plugins.nodes)
+    assert "engine.patience_s=1.0" in shown
+    assert "Threads of torch on the CPU." in shown
 
 
 def test_what_another_engine_ran_can_be_run_again(tmp_path: Path) -> None:

@@ -394,3 +394,27 @@ def test_live_ticks_take_who_is_ready_and_wait_for_nobody() -> None:
     assert np.flatnonzero(node.ticks[0].active).tolist() == [0, 2]
     assert np.flatnonzero(node.ticks[1].active).tolist() == [5]
     assert [s.state for s in sessions] == [SessionState.RUNNING] * 6
+
+
+@pytest.mark.parametrize("fill", [True, False])
+def test_free_slots_are_waited_for_where_sessions_come_to_fill_them(fill: bool) -> None:
+    engine = Engine(
+        lambda: {"node": Quiet()},
+        ECHO,
+        input_format=AUDIO,
+        options=TickOptions(num_slots=4, fill=fill),
+    )
+    engine.open()
+    session = live_session("s")
+    engine.submit(session)
+    assert session.inbox.put(0, {"heard": np.ones((1, FRAME), dtype=np.float32)})
+
+    for _ in range(3):
+        engine.tick()
+    fired = engine.statistics.ticks
+    engine.no_more()
+    for _ in range(3):
+        engine.tick()
+
+    assert [fired, engine.statistics.ticks] == [0 if fill else 1, 1]
+    engine.close()

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import secrets
 import signal
-import time
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +112,6 @@ class _RayRun:
         count = format_count(self._share.actors, "actor")
         self._ui.note(f"{self._config.model.title} on Ray, {count}, seed {self._config.seed}")
         self._ui.begin(num_sessions)
-        started_s = time.monotonic()
         failure: Exception | None = None
         with self._listening():
             try:
@@ -121,7 +119,7 @@ class _RayRun:
                     await self._work(Work(items))
             except Exception as error:
                 failure = error
-        report = self._summary.report(time.monotonic() - started_s, self._stopping.is_set())
+        report = self._summary.report(interrupted=self._stopping.is_set())
         self._summary.close(report, self._config.composed)
         if self._store is not None:
             for path in sorted(self._store.folder.iterdir()):

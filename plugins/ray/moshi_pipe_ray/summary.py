@@ -8,6 +8,7 @@ are written as it goes. ``run.json`` is that of every run; of more recordings th
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -55,6 +56,9 @@ class Summary:
         self._actors: dict[int, Ready] = {}
         self._engines: list[RunReport] = []
         self._warned: set[str] = set()
+        self._start_s = time.monotonic()
+        self._ready_s: float | None = None  # of the first actor
+        self._last_s = self._start_s  # the end of the last recording
         self._file = (folder / SESSIONS_NAME).open("w", encoding="utf-8")
         self._log = (folder / LOG_NAME).open("a", encoding="utf-8")
 
@@ -64,6 +68,8 @@ class Summary:
 
     def add_actor(self, number: int, ready: Ready) -> None:
         """An actor is ready."""
+        if self._ready_s is None:
+            self._ready_s = time.monotonic()
         self._actors[number] = ready
 
     def add_engine(self, report: RunReport) -> None:
@@ -72,6 +78,7 @@ class Summary:
 
     def add(self, number: int, report: SessionReport) -> None:
         """A recording is done with."""
+        self._last_s = time.monotonic()
         self._done[number] += report.status in ("done", "skipped")
         self._totals.add(report)
         line = {"actor": number, **asdict(report)}
@@ -95,18 +102,17 @@ class Summary:
             self._warned.add(text)
         return True
 
-    def report(self, wall_s: float, interrupted: bool) -> RunReport:
-        """The report of all.
+    def report(self, *, interrupted: bool) -> RunReport:
+        """The report of all: its time is from the first actor's readiness to the last result.
 
         Args:
-            wall_s: From the start of the actors to the end of the last recording.
             interrupted: Whether it was cut short.
         """
+        ready_s = time.monotonic() if self._ready_s is None else self._ready_s
         ready = next(iter(self._actors.values()), None)
         engines, config = self._engines, self._config
         sessions = self._failed if self._sessions is None else self._sessions
         actors = max(1, len(self._actors))
-        load_s = max((engine.load_s for engine in engines), default=0.0)
         return RunReport(
             model=config.model.name,
             graph=str(config.graph.get("name")),
@@ -116,8 +122,8 @@ class Summary:
             seed=self._seed,
             output_dir=config.output_url or str(config.output_dir),
             slots=config.engine.slots * actors,
-            wall_s=max(0.0, wall_s - load_s),
-            load_s=load_s,
+            wall_s=max(0.0, self._last_s - ready_s),
+            load_s=ready_s - self._start_s,
             audio_s=self._totals.audio_s,
             frames=self._totals.frames,
             ticks=sum(engine.ticks for engine in engines),

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from moshi_pipe.report import RunReport, SessionReport
 
 # Ray opens sockets and files that it leaves to the garbage collector.
-pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(400),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 NUM_FILES = 200
 NUM_FEWER = 60

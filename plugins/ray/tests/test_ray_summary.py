@@ -39,7 +39,7 @@ def test_every_session_is_listed_and_has_a_line(tmp_path: Path) -> None:
     for number in range(3):
         made.add(0, session(number))
 
-    report = made.report(2.0, interrupted=False)
+    report = made.report(interrupted=False)
     made.close(report, "seed: null\n")
 
     assert [report.count("done"), report.frames, report.exit_code] == [3, 30, 0]
@@ -57,7 +57,7 @@ def test_of_very_many_those_that_failed_are_listed(
     for number in range(20):
         made.add(number % 2, session(number, "failed" if number == 13 else "done"))
 
-    report = made.report(2.0, interrupted=False)
+    report = made.report(interrupted=False)
     made.close(report, "")
 
     assert [one.id for one in report.sessions] == ["13"]
@@ -72,7 +72,7 @@ def test_times_of_several_engines_are_those_of_the_slowest(tmp_path: Path) -> No
         nodes = [NodeReport("lm", ticks, ms, ms, 2 * ms, 3 * ms)]
         made.add_engine(RunReport("m", "g", "cpu", "float32", 7, "", ticks=ticks, nodes=nodes))
 
-    report = made.report(2.0, interrupted=True)
+    report = made.report(interrupted=True)
     made.close(report, "")
 
     assert report.nodes == [NodeReport("lm", 40, 1.75, 2.0, 4.0, 6.0)]
@@ -83,7 +83,7 @@ def test_the_same_warning_is_shown_once_and_always_logged(tmp_path: Path) -> Non
     made = make(tmp_path)
     shown = [made.log("WARNING", f"actor {i}", "random weights") for i in range(3)]
     shown.append(made.log("INFO", "actor 0", "ready"))
-    made.close(made.report(1.0, interrupted=False), "")
+    made.close(made.report(interrupted=False), "")
 
     assert shown == [True, False, False, False]
     assert len((tmp_path / "ray.log").read_text(encoding="utf-8").splitlines()) == 4
