@@ -28,6 +28,7 @@ NODES: Final = (
     ("sink", "speaker", "speaker:SpeakerSink", "SpeakerOptions"),
     ("sink", "file", "file_sink:FileSink", "FileSinkOptions"),
     ("sink", "transcript", "transcript_sink:TranscriptSink", "TranscriptSinkOptions"),
+    ("sink", "user_transcript", "transcript_sink:TranscriptSink", "UserTranscriptSinkOptions"),
     ("sink", "codes", "codes_sink:CodesSink", "CodesSinkOptions"),
     ("sink", "fdb", "fdb_sink:FdbSink", "FdbSinkOptions"),
     ("node", "stt", "stt_node:SttNode", "SttOptions"),

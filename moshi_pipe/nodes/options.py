@@ -102,6 +102,20 @@ class TranscriptSinkOptions:
 
 
 @dataclass
+class UserTranscriptSinkOptions(TranscriptSinkOptions):
+    """How what the user says is written, from a graph that hears it.
+
+    Attributes:
+        path: Name of the files under ``output_dir``, without their endings.
+        formats: Any of ``jsonl`` (one word a line, with times), ``txt``, ``srt`` and ``vtt``.
+        output: Which text.
+    """
+
+    path: str = "{stem}.user"
+    output: str = "user_text"
+
+
+@dataclass
 class CodesSinkOptions:
     """How codes are written.
 
