@@ -90,12 +90,12 @@ TARGETS = {
 }
 
 FLOORS = {
-    "right": 0.75,
-    "right_held_out": 0.4,
+    "right": 0.6,
+    "right_held_out": 0.3,
     "in_time": 0.8,
     "spoke_over_the_user": 0.1,
     "stopped_when_interrupted": 0.6,
-    "answer_word_error_rate": 0.3,
+    "answer_word_error_rate": 0.2,
     "round_trip_word_error_rate": 0.1,
     "memory_mb": 250.0,
     "same_bytes": 1.0,
