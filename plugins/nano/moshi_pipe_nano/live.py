@@ -32,6 +32,7 @@ ANSWER_S: Final = 5.0
 
 _LEAD_S: Final = (0.4, 0.9)
 _BLOCK: Final = 480  # samples that are loud or not
+_AROUND: Final = 5  # blocks that are kept around what is said
 _LOUD: Final = 0.01  # rms of a block; the model's voice is near 0.1
 _INTERRUPT_AFTER_S: Final = 0.6
 _PAUSE_S: Final = 0.3  # so much silence is the end of speech
@@ -133,6 +134,17 @@ def onset_after(pcm_N: npt.NDArray[np.float32], start_s: float) -> float | None:
     first = int(start_s * SAMPLE_RATE / _BLOCK)
     loud = np.flatnonzero(loud_blocks(pcm_N)[first:])
     return float(first + loud[0]) * _BLOCK / SAMPLE_RATE if len(loud) else None
+
+
+def spoken_part(pcm_N: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """From a little before the first sound to a little after the last; nothing where none is.
+
+    The recogniser hears words in seconds of almost silence around an answer.
+    """
+    loud = np.flatnonzero(loud_blocks(pcm_N))
+    if not len(loud):
+        return pcm_N[:0]
+    return pcm_N[max(loud[0] - _AROUND, 0) * _BLOCK : (loud[-1] + 1 + _AROUND) * _BLOCK]
 
 
 def spoke_between(answer: Answer, start_s: float, end_s: float) -> bool:

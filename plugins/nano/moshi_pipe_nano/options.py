@@ -50,7 +50,7 @@ class CodecOptions:
 class DataOptions:
     """Conversations for the language model."""
 
-    num_conversations: int = 3000
+    num_conversations: int = 8000
     num_frames: int = 176
     num_validation: int = 128
     batch: int = 16
@@ -69,21 +69,21 @@ class LMOptions:
     depth_layers: int = 2
     depth_heads: int = 3
     depth_feedforward: int = 264
-    num_steps: int = 3000
+    num_steps: int = 6000
     batch: int = 8
     learning_rate: float = 2e-3
     muon_rate: float = 0.02
     decay_share: float = 0.3
     heard_weight: float = 0.7
     counted_weight: float = 1.0
-    spoken_share: float = 0.5
+    spoken_share: float = 0.6
     silent_share: float = 0.03
     text_padding_weight: float = 0.15
     result_weight: float = 3.0
     read_weight: float = 0.0
     decoy_share: float = 0.25
-    sum_share: float = 0.5
-    own_noise: float = 0.02
+    sum_share: float = 0.375
+    own_noise: float = 0.1
     user_noise: float = 0.05
     hidden_share: float = 0.3
     ema_decay: float = 0.99

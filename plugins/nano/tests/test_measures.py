@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from moshi_pipe_nano.app import run_stage
-from moshi_pipe_nano.live import Answer, loud_blocks, onset_after, spoke_between
+from moshi_pipe_nano.live import Answer, loud_blocks, onset_after, spoke_between, spoken_part
 from moshi_pipe_nano.options import STAGES, Options, parse_options
 from moshi_pipe_nano.recognise import grammar, word_errors
 
@@ -35,6 +35,11 @@ def test_speech_within_a_span_is_noticed() -> None:
     answer = Answer(pcm=tone(1.0, 1.5, 3.0))
     assert spoke_between(answer, 0.8, 1.2)
     assert not spoke_between(answer, 0.0, 0.9)
+
+
+def test_what_is_said_is_cut_out_of_the_silence_around_it() -> None:
+    assert len(spoken_part(tone(1.0, 1.5, 3.0))) / 24_000 == pytest.approx(0.7, abs=0.05)
+    assert len(spoken_part(np.zeros(24_000, np.float32))) == 0
 
 
 @pytest.mark.parametrize(
@@ -81,3 +86,15 @@ def test_pictures_are_drawn_of_journals(tmp_path: Path) -> None:
         root = ElementTree.parse(tmp_path / name).getroot()
         lines = [e for e in root.iter() if e.tag.endswith("polyline")]
         assert len(lines) == 1
+
+
+def test_a_figure_beneath_its_floor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+    bench = pytest.importorskip("bench_nano")
+
+    assert bench.above("right", 0.9)
+    assert not bench.above("right", 0.1)
+    assert not bench.above("right", None)
+    assert bench.above("answer_word_error_rate", 0.0)
+    assert not bench.above("answer_word_error_rate", 1.0)
+    assert set(bench.FLOORS) < set(bench.TARGETS)
