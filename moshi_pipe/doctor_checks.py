@@ -71,6 +71,7 @@ CORE: Final[Mapping[str, str]] = {
     "packaging": ">=21",
     "numpy": ">=1.26",
     "rich": ">=13",
+    "jinja2": ">=3.1",
 }
 """What must be installed, and in which versions; a test compares it with ``pyproject.toml``."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 
 from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.graph.draw import draw_svg, draw_text
-from moshi_pipe.graph.format import Audio
+from moshi_pipe.graph.format import Audio, Text
 from moshi_pipe.graph.graph import Graph, Ports, check_graph, model_ports
 from moshi_pipe.models.spec import MOSHI_7B_CONFIG, LMSpec, MimiSpec
 from moshi_pipe.remote.assembly import remote_graph
@@ -25,7 +26,8 @@ def graph(name: str) -> Graph:
     if name == "remote":
         return remote_graph(config, "any")
     lm = LMSpec.from_config(MOSHI_7B_CONFIG)
-    return check_graph(config, model_ports(MimiSpec().codec, lm))
+    listener = Ports({"audio": Audio(24_000, 1920)}, {"text": Text(8000, Fraction(25, 2))})
+    return check_graph(config, {**model_ports(MimiSpec().codec, lm), "stt": listener})
 
 
 def side_chain(long: str) -> Graph:
