@@ -26,8 +26,9 @@ def graph(name: str) -> Graph:
     if name == "remote":
         return remote_graph(config, "any")
     lm = LMSpec.from_config(MOSHI_7B_CONFIG)
-    listener = Ports({"audio": Audio(24_000, 1920)}, {"text": Text(8000, Fraction(25, 2))})
-    return check_graph(config, {**model_ports(MimiSpec().codec, lm), "stt": listener})
+    ports = Ports({"audio": Audio(24_000, 1920)}, {"text": Text(8000, Fraction(25, 2))})
+    listener = {"stt": ports}
+    return check_graph(config, {**model_ports(MimiSpec().codec, lm), **listener}, listener)
 
 
 def side_chain(long: str) -> Graph:

@@ -70,7 +70,7 @@ def test_every_graph_in_conf_fits_every_kind_of_model_that_can(name: str, kind: 
     assert lm is not None
     codec = MimiSpec().codec if "lm" not in kinds_needed(config) else fitting_codec(lm)
     listener = {"stt": Ports({"audio": AUDIO}, {"text": Text(8000, Fraction(25, 2))})}
-    graph = check_graph(config, {**model_ports(codec, lm), **listener})
+    graph = check_graph(config, {**model_ports(codec, lm), **listener}, listener)
 
     assert graph.outputs
     assert make_schedule(graph).order
