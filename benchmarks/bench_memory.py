@@ -2,7 +2,7 @@
 
     python benchmarks/bench_memory.py --hours 1 --graph codec
 
-One whole run of the command in this process on the model in the package. Resident memory is noted
+One whole run of the command in this process on the random model in the package. Resident memory is noted
 every half second together with how much of the answer is on the disk; the growth is that from the
 first minute of audio to the end. Prints one JSON line.
 """
@@ -74,6 +74,7 @@ def run(folder: Path, graph: str) -> list[tuple[float, int]]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     words = [
+        "model=embedded",
         f"source.path={folder / 'long.wav'}",
         f"output_dir={folder / 'out'}",
         f"graph={graph}",

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_slots.py --files 64 --slots 8
 
-Whole runs of the command in this process, on the model in the package, one thread, in turn with
+Whole runs of the command in this process, on the random model in the package, one thread, in turn with
 one slot and with several; reading, writing and reports included. Prints one JSON line.
 """
 
@@ -68,6 +68,7 @@ def run(folder: Path, graph: str, slots: int) -> float:
     """Run all recordings; give the seconds that the sessions took, without loading."""
     out = folder / f"out-{slots}"
     words = [
+        "model=embedded",
         f"source.path={folder / 'in'}",
         f"output_dir={out}",
         f"graph={graph}",
