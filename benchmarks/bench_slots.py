@@ -2,8 +2,8 @@
 
     python benchmarks/bench_slots.py --files 64 --slots 8
 
-Whole runs of the command in this process, on the random model in the package, one thread, in turn with
-one slot and with several; reading, writing and reports included. Prints one JSON line.
+Whole runs of the command in this process, on the random model in the package, one thread, in turn
+with one slot and with several; reading, writing and reports included. Prints one JSON line.
 """
 
 from __future__ import annotations
