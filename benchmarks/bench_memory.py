@@ -3,8 +3,8 @@
     python benchmarks/bench_memory.py --hours 1 --graph codec
 
 One whole run of the command in this process on the random model in the package. Resident memory is
-noted every half second together with how much of the answer is on the disk; the growth is that from the
-first minute of audio to the end. Prints one JSON line.
+noted every half second together with how much of the answer is on the disk; the growth is that from
+the first minute of audio to the end. Prints one JSON line.
 """
 
 from __future__ import annotations
