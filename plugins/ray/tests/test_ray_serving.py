@@ -132,6 +132,18 @@ def info(address: str) -> dict[str, Any]:
     return found
 
 
+async def when_used(address: str, wanted: list[int]) -> dict[str, Any]:
+    """The facts, once the replicas tell that so many slots are used: they tell it now and then."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        told = await asyncio.to_thread(info, address)
+        used = sorted(one["slots"]["used"] for one in told["replicas"])
+        if used == wanted:
+            return told
+        assert time.monotonic() < until, told
+        await asyncio.sleep(0.2)
+
+
 def test_a_replica_that_is_let_go_ends_its_conversations_first(tmp_path: Path) -> None:
     # Before the others: a process has one Ray Serve at a time, and theirs lasts to the end.
     words = ["engine.actors=1", "engine.most_actors=2", "engine.scale_down_s=2"]
@@ -141,8 +153,7 @@ def test_a_replica_that_is_let_go_ends_its_conversations_first(tmp_path: Path) -
         talks = [asyncio.create_task(client.talk()) for client in clients]
         for client in clients:
             await client.begun()
-        told = await asyncio.to_thread(info, address)
-        assert sorted(one["slots"]["used"] for one in told["replicas"]) == [1, 4]
+        await when_used(address, [1, 4])
         for client, talk in list(zip(clients, talks, strict=True))[:3]:
             client.hang_up()
             await asyncio.wait_for(talk, PATIENCE_S)
@@ -182,8 +193,7 @@ def test_a_lost_replica_closes_its_clients_and_no_others(served: str) -> None:
         for client in clients:
             await client.begun()
         assert [client.close for client in clients] == [None] * CLIENTS
-        told = await asyncio.to_thread(info, served)
-        assert [one["slots"]["used"] for one in told["replicas"]] == [4, 4], told
+        told = await when_used(served, [4, 4])
 
         os.kill(told["replicas"][0]["pid"], signal.SIGKILL)
 
