@@ -71,7 +71,7 @@ def test_both_sides_play_and_move_along_the_drawing(page: Page) -> None:
     shown = "head => head.style.visibility === 'visible'"
     until(page, lambda: talk.locator(".strip .head").first.evaluate(shown))
     talk.locator(".together").click()
-    assert talk.locator(".together").inner_text() == "Play both"
+    until(page, lambda: talk.locator(".together").inner_text() == "Play both")
 
 
 def test_a_click_on_the_drawing_plays_from_there(page: Page) -> None:
