@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from moshi_pipe.completion import asks_for_completion, completions
+from moshi_pipe.completion import asks_for_completion, check_asking, completions
 from moshi_pipe.errors import ConfigError, MoshiPipeError, closest
 from moshi_pipe.guide import FLAGS, group_help_text, guide_text, help_text
 from moshi_pipe.plugins import chosen_plugins, load_plugins
@@ -86,6 +86,7 @@ def _dispatch(words: list[str]) -> int:
         return _help([word for word in words if word not in ("--help", "-h")])
     from moshi_pipe.commands import BUILTIN
 
+    check_asking(words, os.environ)
     if asks_for_completion(words) and not _complete(BUILTIN):
         return 0
     first = words[0]

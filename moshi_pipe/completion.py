@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from moshi_pipe.errors import ConfigError, closest
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _ASKING: Final = ("-sc", "--shell-completion")
+_SHELLS: Final = ("bash", "fish", "zsh")
+_ACTIONS: Final = tuple(f"{do}={at}" for do in ("install", "uninstall", "query") for at in _SHELLS)
 
 _IMPLIED: Final = {"client": ("model=remote",)}
 """What a command chooses, which then has keys."""
@@ -16,6 +20,27 @@ _IMPLIED: Final = {"client": ("model=remote",)}
 def asks_for_completion(words: Sequence[str]) -> bool:
     """Whether a shell asks, by Hydra's ``-sc query=SHELL``."""
     return len(words) > 1 and words[0] in _ASKING and words[1].startswith("query=")
+
+
+def check_asking(words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Refuse what Hydra would fail on.
+
+    Args:
+        words: Of the command line.
+        environment: Where a shell says which line it asks about.
+
+    Raises:
+        ConfigError: No such action, or no shell asks.
+    """
+    if words[0] not in _ASKING:
+        return
+    action = words[1] if len(words) > 1 else ""
+    if action not in _ACTIONS:
+        wanted = closest(action, _ACTIONS)
+        raise ConfigError(f"{words[0]} cannot do this", got=action or "nothing", wanted=wanted)
+    if action.startswith("query=") and "COMP_LINE" not in environment:
+        fix = f'eval "$(moshi-pipe -sc install={action.partition("=")[2]})"'
+        raise ConfigError(f"{action} is what a shell asks", got="no COMP_LINE", fix=fix)
 
 
 def completions(

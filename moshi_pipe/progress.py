@@ -323,12 +323,13 @@ def report_text(report: RunReport) -> str:
     """The closing report as text of at most 80 columns, paths aside."""
     counts = [f"{report.count(s)} {s}" for s in ("done", "failed", "skipped", "interrupted")]
     shown = ", ".join(count for count in counts if not count.startswith("0 ")) or "none"
-    ticks, slots = format_count(report.ticks, "tick"), format_count(report.slots, "slot")
+    ticks = f" in {format_count(report.ticks, 'tick')}" if report.ticks else ""
+    slots = format_count(report.slots, "slot")
     where = f"{report.model} on {report.device}"
     dtype = [] if report.dtype == "unknown" else [report.dtype]
     rows = [
         ("sessions", shown),
-        ("frames", f"{report.frames} in {ticks}, {slots}"),
+        ("frames", f"{report.frames}{ticks}, {slots}"),
         ("audio", f"{format_duration(report.audio_s)} in {format_duration(report.wall_s)}"),
         ("speed", f"{report.speed:.2f} x real time")
         if report.verdict is None

@@ -73,3 +73,24 @@ def test_a_shell_is_told_commands_of_plugins_too(
     shown = capsys.readouterr()
     assert shown.err == ""
     assert told is None or shown.out.split() == told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-sc", "install=bsh"], "did you mean 'install=bash'?"),
+        (["-sc"], "got:    nothing"),
+        (["-sc", "query=bash"], "no COMP_LINE"),
+    ],
+)
+def test_what_no_shell_asks_is_refused(
+    words: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("COMP_LINE", raising=False)
+
+    assert main(words) == 2
+
+    assert told in capsys.readouterr().err

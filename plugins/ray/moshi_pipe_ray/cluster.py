@@ -58,7 +58,7 @@ def connected(options: RayOptions) -> Iterator[None]:
         }
     )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **alone)
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **alone)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BackendError(
             f"cannot join the Ray cluster {address or 'of this machine'}",
