@@ -47,7 +47,7 @@ def test_a_shell_asks_in_hydras_words() -> None:
     [
         ("moshi-pipe cli", ["client"]),
         ("moshi-pipe client ws://h:1 model.to", ["model.token_env="]),
-        ("moshi-pipe pho", ["phone_home"]),
+        ("moshi-pipe rin", ["ring_home"]),
         ("moshi-pipe convert --", None),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_shell_is_told_commands_of_plugins_too(
     (tmp_path / "home.py").write_text(
         "from moshi_pipe.hooks import Command, hookimpl\n"
         "@hookimpl\n"
-        "def register_commands(): return [Command('phone_home', 'call', lambda words: 0)]\n",
+        "def register_commands(): return [Command('ring_home', 'call', lambda words: 0)]\n",
         encoding="utf-8",
     )
     line = line.replace("moshi-pipe", f"moshi-pipe --plugins-dir {tmp_path}")
