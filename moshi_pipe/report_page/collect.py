@@ -82,6 +82,11 @@ class SessionPart:
     metrics: dict[str, float | None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def counts(self) -> bool:
+        """Whether it went to its end: what was measured of a part belongs in no mean."""
+        return self.status == "done"
+
 
 @dataclass(slots=True)
 class RunPart:
@@ -204,6 +209,8 @@ def _read_session(run: RunPart, listed: Mapping[str, Any]) -> SessionPart:
         _read_metrics(run, part, read_record(path), path.name)
     if record.get("error"):
         part.problems.append(str(record["error"]).splitlines()[0])
+    if not part.counts:
+        part.problems.append(f"the session is {status}, not done: it counts in no mean")
     return part
 
 

@@ -135,8 +135,8 @@ def shown_name(metric: str, unit: str) -> tuple[str, str]:
 
 
 def run_value(run: RunPart, metric: str) -> float | None:
-    """A metric of a run: the mean over its sessions that have a value."""
-    values = [session.metrics.get(metric) for session in run.sessions]
+    """A metric of a run: the mean over its sessions that are done and have a value."""
+    values = [session.metrics.get(metric) for session in run.sessions if session.counts]
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 

@@ -82,7 +82,7 @@ class Study:
         groups: Runs of one configuration.
         metrics: Names, in order.
         units: Of metrics.
-        responses: Seconds of each answer, by the letter of the group.
+        responses: Seconds of each answer in sessions that are done, by the letter of the group.
         heard: What each session's audio said, by id of the object.
     """
 
@@ -105,7 +105,8 @@ def study(runs: list[RunPart]) -> Study:
             for part in run.sessions:
                 heard = found.heard[id(part)] = hear(part)
                 part.metrics = {**part.metrics, **heard.measures}
-                responses[group.letter] += heard.responses
+                if part.counts:
+                    responses[group.letter] += heard.responses
     found.responses = dict(responses)
     found.metrics = metric_names(runs)
     found.units = dict(MEASURE_UNITS)

@@ -11,6 +11,8 @@ import pytest
 from support.runs import write_run
 
 from moshi_pipe.cli import main
+from moshi_pipe.report_page.collect import collect
+from moshi_pipe.report_page.page import study
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u0007=1"
 
@@ -125,6 +127,25 @@ def test_a_metric_that_some_runs_lack_says_how_many_have_it(tmp_path: Path) -> N
     assert main(["report", "s", "audio=none"]) == 0
 
     assert "0.20 ± 0.14 (n = 2)" in " ".join(read_page().text)
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
+def test_a_session_that_is_not_done_counts_in_no_mean(tmp_path: Path, status: str) -> None:
+    for seed, value, ended in ((1, 0.1, "done"), (2, 0.3, "done"), (3, 9.0, status)):
+        metrics = {
+            "metrics": {"response": {"value": value, "unit": "s"}},
+            "vad": {},
+            "turns": {"user": [[0.0, 1.0]], "model": [[1.0 + value, 12.0]]},
+        }
+        write_run(tmp_path / "s" / str(seed), seed=seed, metrics=metrics, status=ended)
+    found = study(collect([tmp_path / "s"]))
+
+    assert main(["report", "s", "audio=none"]) == 0
+
+    text = " ".join(read_page().text)
+    assert "0.20 ± 0.14 (n = 2)" in text
+    assert f"the session is {status}, not done: it counts in no mean" in text
+    assert found.responses == {"A": [pytest.approx(0.1), pytest.approx(0.3)]}
 
 
 def test_nothing_from_files_is_taken_for_markup(tmp_path: Path) -> None:
