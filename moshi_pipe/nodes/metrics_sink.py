@@ -46,8 +46,8 @@ class MetricsSink(Sink):
     """Measures both sides of a session and writes one JSON file when it ends, whole or not at all.
 
     The file holds ``metrics`` (``{name: {"value": number or null, "unit": text}}``), ``turns`` and
-    ``speech`` of each side, ``events`` by kind, and ``words``, all in seconds on the time line of
-    the input, which begins after ``lead_s``. A session that was cut short is measured as far as it
+    ``speech`` of each side that was listened to, ``events`` by kind, and ``words``, all in seconds
+    on the time line of the input, which begins after ``lead_s``. A session that was cut short is measured as far as it
     went.
 
     What is kept until then is small: a number per 10 or 32 ms and side, words, and counts; with
@@ -233,12 +233,12 @@ class MetricsSink(Sink):
             "duration_s": round(heard.duration_s, 4),
             "lead_s": session.lead_s,
             "metrics": to_json(found),
-            "turns": {
-                "user": spans_to_json(heard.user_turns),
-                "model": spans_to_json(heard.model_turns),
-            },
         }
         if self._voices:
+            listened = [voice.side for voice in self._voices.values()]
+            record["turns"] = {
+                side: spans_to_json(getattr(heard, f"{side}_turns")) for side in listened
+            }
             record["vad"] = {
                 "detector": self._detector,
                 "min_silence_ms": self.options.min_silence_ms,
@@ -246,8 +246,7 @@ class MetricsSink(Sink):
                 "threshold": self.options.threshold,
             }
             record["speech"] = {
-                "user": spans_to_json(heard.user_speech or []),
-                "model": spans_to_json(heard.model_speech or []),
+                side: spans_to_json(getattr(heard, f"{side}_speech") or []) for side in listened
             }
             events = turn_events(heard)
             record["events"] = {

@@ -310,7 +310,8 @@ def _read_metrics(run: RunPart, part: SessionPart, found: Mapping[str, Any], nam
             run.units.setdefault(str(metric), str(given["unit"]))
         if value is None or _number(value) is not None:
             part.metrics[str(metric)] = _number(value)
-    for side, spans in _mapping(found.get("turns")).items():
+    listened = "vad" in found  # without, empty lists of turns say nothing
+    for side, spans in _mapping(found.get("turns") if listened else None).items():
         if side in SIDES:
             part.turns[side] = sorted(_spans(_list(spans)))
     for side, words in _mapping(found.get("words")).items():
