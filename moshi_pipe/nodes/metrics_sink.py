@@ -47,8 +47,8 @@ class MetricsSink(Sink):
 
     The file holds ``metrics`` (``{name: {"value": number or null, "unit": text}}``), ``turns`` and
     ``speech`` of each side that was listened to, ``events`` by kind, and ``words``, all in seconds
-    on the time line of the input, which begins after ``lead_s``. A session that was cut short is measured as far as it
-    went.
+    on the time line of the input, which begins after ``lead_s``. A session that was cut
+    short is measured as far as it went.
 
     What is kept until then is small: a number per 10 or 32 ms and side, words, and counts; with
     ``codec`` also the first ten minutes of both sides.
