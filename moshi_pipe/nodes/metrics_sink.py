@@ -39,6 +39,13 @@ _OPTIONAL: Final = {
     "codec": ("user_audio", "audio", "text"),
     "fdb": ("user_audio", "audio", "text"),
 }
+_MEASURED: Final = {
+    "turns": ("user_audio", "audio"),
+    "words": ("text", "user_text"),
+    "tokens": ("text", "codes"),
+}
+"""Without any of these outputs a metric has no number; of the others, the graph or the source is
+refused."""
 _CODEC_S: Final = 600.0  # of a recording, so that an hour does not fill the memory
 
 
@@ -160,7 +167,17 @@ class MetricsSink(Sink):
             found |= self._score(session, self._sample, heard)
         path = self.outputs(session)[0]
         write_atomically(path, _to_text(self._record(session, heard, found)))
-        return {"sink": "metrics", "files": [str(path)], "metrics": len(found)}
+        said = {"sink": "metrics", "files": [str(path)], "metrics": len(found)}
+        idle = self._idle(session)
+        return {**said, "warnings": idle} if idle else said
+
+    def _idle(self, session: SessionInfo) -> list[str]:
+        """What was asked for, and nothing of this graph could say."""
+        return [
+            f"metric={name} measured nothing: the graph makes none of {', '.join(outputs)}"
+            for name, outputs in _MEASURED.items()
+            if getattr(self.options, name) and not set(outputs) & set(session.formats)
+        ]
 
     def _heard(self, session: SessionInfo, end: SessionEnd) -> Conversation:
         """Both sides on the time line of the input."""

@@ -208,6 +208,21 @@ def test_a_graph_without_a_voice_gives_the_user_alone(tmp_path: Path) -> None:
     assert written(tmp_path)["turns"] == written(tmp_path)["speech"] == {"user": near((0.5, 1))}
 
 
+def test_a_metric_that_the_graph_has_nothing_for_is_told(tmp_path: Path) -> None:
+    report = play(
+        session(tmp_path, "user_audio", "codes"),
+        {"user_audio": tone(2, (0.5, 1)), "codes": [np.array([0, 1])] * 25},
+        turns=True,
+        words=True,
+        tokens=True,
+    )
+
+    assert report["warnings"] == [
+        "metric=words measured nothing: the graph makes none of text, user_text"
+    ]
+    assert {"user_turns", "code_usage"} < set(values(tmp_path))
+
+
 def test_pieces_of_a_remote_model_are_words_but_no_tokens(tmp_path: Path) -> None:
     play(session(tmp_path), {"text": [-1, -2, -3]}, tokens=True, words=True)
 
