@@ -164,9 +164,10 @@ def _repeat(words: Sequence[str]) -> int:
     from moshi_pipe.compose import load_written, resolve
     from moshi_pipe.plugins import load_plugins
     from moshi_pipe.terminal_run import run_in_terminal
+    from moshi_pipe.urls import local_path
 
     plugins = load_plugins()
-    written = Path(others[0])
+    written = local_path(others[0], "repeat")
     written = written / "config.yaml" if written.is_dir() else written
     return run_in_terminal(
         resolve(load_written(written, plugins.nodes, overrides), plugins.nodes), plugins

@@ -31,6 +31,7 @@ from moshi_pipe.config_files import choice_names, conf_dir
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.graph.node import FIRST_FRAMES
 from moshi_pipe.hooks import BackendOptions
+from moshi_pipe.measures import check_measures
 from moshi_pipe.models.checkpoint import PACKAGED_MODELS, ModelOptions, choose_release
 from moshi_pipe.models.remote import RemoteOptions
 from moshi_pipe.overrides import escape_interpolation, is_literal_key
@@ -140,6 +141,7 @@ def resolve(cfg: DictConfig, registry: NodeRegistry) -> RunConfig:
         _refuse(problems)
     values = _typed(cfg, registry)
     graph = values.graph or {}
+    check_measures(graph, _present(source), [_present(sink) for sink in sinks])
     for name, options in node_options.items():
         graph["nodes"][name]["options"] = options
     return RunConfig(

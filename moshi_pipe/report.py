@@ -267,8 +267,13 @@ def write_report(report: RunReport, composed: str, folder: Path | None = None) -
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, *, elsewhere: str = "output_dir=FOLDER") -> None:
     """Write a file such that a reader, or a crash, sees the old one or the new one, never half.
+
+    Args:
+        path: The file; its folder is made.
+        text: What will be in it.
+        elsewhere: How the user chooses another folder.
 
     Raises:
         OutputError: It cannot be written; names the file and the reason.
@@ -287,7 +292,7 @@ def write_atomically(path: Path, text: str) -> None:
         raise OutputError(
             f"cannot write {path}",
             got=error.strerror or str(error),
-            fix="make room or choose another folder: output_dir=FOLDER",
+            fix=f"make room or choose another folder: {elsewhere}",
         ) from error
 
 

@@ -118,7 +118,7 @@ class SessionRecords:
             wall_s=round(result.wall_s, 4),
             seed=result.seed,
             input=result.meta.get("path"),
-            warnings=list(result.warnings),
+            warnings=[*result.warnings, *_said(sinks)],
             files=[file for sink in sinks for file in sink.get("files", ())],
             error=None if result.failure is None else str(result.failure),
             exit_code=0 if result.failure is None else result.failure.exit_code,
@@ -193,6 +193,12 @@ class SessionRecords:
         path = self._folder / f"{session_id}.times.jsonl"
         write_frame_times(path, session_id, list(self._ticks()), self._nodes, audible_ns)
         return path
+
+
+def _said(sinks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What sinks have to say of a session."""
+    given = [sink.get("warnings") for sink in sinks]
+    return [str(said) for one in given if isinstance(one, list | tuple) for said in one]
 
 
 def _traceback(failure: BaseException | None) -> list[str] | None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from moshi_pipe.errors import InputError, MoshiPipeError, OutputError
+from moshi_pipe.errors import ConfigError, InputError, MoshiPipeError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +24,25 @@ def is_url(text: str) -> bool:
     """Whether a text is an address, not a path."""
     scheme, found, _ = text.partition("://")
     return bool(found) and scheme.replace("+", "").replace("-", "").replace(":", "").isalnum()
+
+
+def local_path(text: str, what: str) -> Path:
+    """A path, where an address cannot be.
+
+    Args:
+        text: What the user wrote.
+        what: It is for.
+
+    Raises:
+        ConfigError: It is an address.
+    """
+    if is_url(text):
+        raise ConfigError(
+            f"{what} takes a path, not an address",
+            got=text,
+            fix="copy it here first, or name the folder where it is",
+        )
+    return Path(text)
 
 
 def join(base: str, name: str) -> str:

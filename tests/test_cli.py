@@ -469,6 +469,7 @@ def test_a_written_configuration_is_repeated_into_a_folder_beside_it(
     [
         (["repeat"], "repeat needs one config.yaml"),
         (["repeat", "no.yaml"], "cannot read "),
+        (["repeat", "file:///out"], "repeat takes a path, not an address\n  got:    file:///out\n"),
         (["repeat", "other.yaml"], "is no configuration of a run"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -628,3 +629,34 @@ def test_an_empty_path_is_no_folder(
 
     assert what in capsys.readouterr().err
     assert [path.name for path in Path().iterdir() if path.suffix == ".wav"] == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["metric=codec"], "metric=codec compares what goes into a codec .*\n.*graph 'dialogue'"),
+        (["metric=codec", "graph=encode", "sink=[codes]"], "graph 'encode', .*\n.*graph=codec"),
+        (["metric=fdb"], "metric=fdb is for samples .*\n.*source=file\n.*choose source=fdb"),
+        (["sink=[file,fdb]"], "sink=fdb is for samples .*\n.*source=file\n.*choose source=fdb"),
+    ],
+)
+def test_a_measure_that_no_session_could_satisfy_is_refused_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    monkeypatch.setattr(assembly, "open_checkpoint", None)
+
+    assert run(f"source.path={EXAMPLE}", *words) == 2
+
+    assert re.search(said, capsys.readouterr().err)
+    assert not Path("moshi-out").exists()
+
+
+def test_a_metric_that_the_graph_has_nothing_for_is_told_with_the_session(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(f"source.path={EXAMPLE}", "graph=encode", "sink=[codes]", "metric=words") == 0
+
+    said = "metric=words measured nothing: the graph makes none of text, user_text"
+    assert f"warning: {said}" in capsys.readouterr().err
+    report = json.loads(Path("moshi-out/run.json").read_text())
+    assert report["sessions"][0]["warnings"] == [said]

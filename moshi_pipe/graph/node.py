@@ -314,7 +314,8 @@ class Sink(ABC):
             end: How the session ended.
 
         Returns:
-            What the report says about this sink: ``files`` (absolute paths) and counts.
+            What the report says about this sink: ``files`` (absolute paths), ``warnings``
+            (sentences, told with the session) and counts.
         """
 
     def outputs(self, session: SessionInfo) -> list[Path]:

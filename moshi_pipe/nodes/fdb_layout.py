@@ -41,6 +41,9 @@ KEPT: Final = (
 """Files of a sample that are not answers."""
 
 
+_LATEST_S: Final = 1e6  # of an annotation; NaN and Infinity, which Python reads as JSON, are none
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One sample of the benchmark.
@@ -76,7 +79,8 @@ class Sample:
         ``metadata.json`` these are the times of the interruption or overlap.
 
         Raises:
-            InputError: The annotation cannot be read, or has no times.
+            InputError: The annotation cannot be read, or has no times of which the first is not
+                after the second.
         """
         kind = self.kind
         if kind in (BACKCHANNEL, ANNOTATIONS["pause.json"]):
@@ -92,7 +96,8 @@ class Sample:
             raise InputError(
                 f"the annotation {path} has no times",
                 got=json.dumps(given)[:80],
-                wanted='{"timestamps": [START, END]} or [{"timestamp": [START, END]}], in seconds',
+                wanted='{"timestamps": [START, END]} or [{"timestamp": [START, END]}], in seconds, '
+                "START <= END",
             )
         return times
 
@@ -133,7 +138,7 @@ def find_samples(text: str) -> list[Sample]:
 
 
 def _times(given: Any) -> tuple[float, float] | None:
-    """The times of an annotation."""
+    """The times of an annotation; None where they are none, or end before they start."""
     if isinstance(given, list) and given:
         given = given[0]
     if not isinstance(given, dict):
@@ -141,6 +146,7 @@ def _times(given: Any) -> tuple[float, float] | None:
     times = given.get("timestamps", given.get("timestamp"))
     if not isinstance(times, list) or len(times) != 2:
         return None
-    if not all(isinstance(one, int | float) for one in times):
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in times):
         return None
-    return float(times[0]), float(times[1])
+    start, end = times
+    return (float(start), float(end)) if -_LATEST_S <= start <= end <= _LATEST_S else None

@@ -39,6 +39,13 @@ _OPTIONAL: Final = {
     "codec": ("user_audio", "audio", "text"),
     "fdb": ("user_audio", "audio", "text"),
 }
+_MEASURED: Final = {
+    "turns": ("user_audio", "audio"),
+    "words": ("text", "user_text"),
+    "tokens": ("text", "codes"),
+}
+"""Without any of these outputs a metric has no number; of the others, the graph or the source is
+refused."""
 _CODEC_S: Final = 600.0  # of a recording, so that an hour does not fill the memory
 
 
@@ -46,9 +53,9 @@ class MetricsSink(Sink):
     """Measures both sides of a session and writes one JSON file when it ends, whole or not at all.
 
     The file holds ``metrics`` (``{name: {"value": number or null, "unit": text}}``), ``turns`` and
-    ``speech`` of each side, ``events`` by kind, and ``words``, all in seconds on the time line of
-    the input, which begins after ``lead_s``. A session that was cut short is measured as far as it
-    went.
+    ``speech`` of each side that was listened to, ``events`` by kind, and ``words``, all in seconds
+    on the time line of the input, which begins after ``lead_s``. A session that was cut
+    short is measured as far as it went.
 
     What is kept until then is small: a number per 10 or 32 ms and side, words, and counts; with
     ``codec`` also the first ten minutes of both sides.
@@ -160,7 +167,17 @@ class MetricsSink(Sink):
             found |= self._score(session, self._sample, heard)
         path = self.outputs(session)[0]
         write_atomically(path, _to_text(self._record(session, heard, found)))
-        return {"sink": "metrics", "files": [str(path)], "metrics": len(found)}
+        said = {"sink": "metrics", "files": [str(path)], "metrics": len(found)}
+        idle = self._idle(session)
+        return {**said, "warnings": idle} if idle else said
+
+    def _idle(self, session: SessionInfo) -> list[str]:
+        """What was asked for, and nothing of this graph could say."""
+        return [
+            f"metric={name} measured nothing: the graph makes none of {', '.join(outputs)}"
+            for name, outputs in _MEASURED.items()
+            if getattr(self.options, name) and not set(outputs) & set(session.formats)
+        ]
 
     def _heard(self, session: SessionInfo, end: SessionEnd) -> Conversation:
         """Both sides on the time line of the input."""
@@ -233,12 +250,12 @@ class MetricsSink(Sink):
             "duration_s": round(heard.duration_s, 4),
             "lead_s": session.lead_s,
             "metrics": to_json(found),
-            "turns": {
-                "user": spans_to_json(heard.user_turns),
-                "model": spans_to_json(heard.model_turns),
-            },
         }
         if self._voices:
+            listened = [voice.side for voice in self._voices.values()]
+            record["turns"] = {
+                side: spans_to_json(getattr(heard, f"{side}_turns")) for side in listened
+            }
             record["vad"] = {
                 "detector": self._detector,
                 "min_silence_ms": self.options.min_silence_ms,
@@ -246,8 +263,7 @@ class MetricsSink(Sink):
                 "threshold": self.options.threshold,
             }
             record["speech"] = {
-                "user": spans_to_json(heard.user_speech or []),
-                "model": spans_to_json(heard.model_speech or []),
+                side: spans_to_json(getattr(heard, f"{side}_speech") or []) for side in listened
             }
             events = turn_events(heard)
             record["events"] = {

@@ -25,6 +25,8 @@ SESSION_END: Final = ".session.json"
 METRICS_END: Final = ".metrics.json"
 SIDES: Final = ("user", "model")
 
+_LARGEST: Final = 1e100  # what is larger is no measure, and sums and squares of it overflow
+
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -82,6 +84,11 @@ class SessionPart:
     metrics: dict[str, float | None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def counts(self) -> bool:
+        """Whether it went to its end: what was measured of a part belongs in no mean."""
+        return self.status == "done"
+
 
 @dataclass(slots=True)
 class RunPart:
@@ -93,6 +100,7 @@ class RunPart:
         report: Its ``run.json``; empty without one.
         config: Its configuration, keys with dots.
         cell: What the sweep says of it; empty outside of sweeps.
+        ended_s: When its ``run.json`` was written, in seconds since 1970; 0 without one.
         sessions: Its sessions.
         units: Unit of each metric.
         problems: What is missing, in sentences.
@@ -103,6 +111,7 @@ class RunPart:
     report: Mapping[str, Any]
     config: dict[str, Any]
     cell: Mapping[str, Any]
+    ended_s: float = 0.0
     sessions: list[SessionPart] = field(default_factory=list)
     units: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -147,7 +156,9 @@ def _read_run(folder: Path, name: str) -> RunPart:
         folder, name, read_record(folder / REPORT_NAME), {}, read_record(folder / CELL_NAME)
     )
     run.config = _read_config(folder / CONFIG_NAME, run.problems)
-    if not run.report:
+    if run.report:
+        run.ended_s = (folder / REPORT_NAME).stat().st_mtime
+    else:
         state = run.cell.get("state")
         why = f": {run.cell['error']}" if run.cell.get("error") else ""
         run.problems.append(
@@ -204,6 +215,8 @@ def _read_session(run: RunPart, listed: Mapping[str, Any]) -> SessionPart:
         _read_metrics(run, part, read_record(path), path.name)
     if record.get("error"):
         part.problems.append(str(record["error"]).splitlines()[0])
+    if not part.counts:
+        part.problems.append(f"the session is {status}, not done: it counts in no mean")
     return part
 
 
@@ -215,7 +228,7 @@ def _inside(folder: Path, name: str) -> Path | None:
 
 def _find_files(run: RunPart, part: SessionPart) -> list[Path]:
     """Find what the sinks wrote: audio of either side, and words; returns files of metrics."""
-    lead_s = _number(part.record.get("lead_s")) or 0.0
+    lead_s = as_number(part.record.get("lead_s")) or 0.0
     measured = []
     for label, said in _mapping(part.record.get("sinks")).items():
         said = _mapping(said)
@@ -259,8 +272,8 @@ def _add_input(part: SessionPart) -> None:
     part.sounds["user"] = Sound(
         Path(given),
         channel if isinstance(channel, int) else None,
-        _number(cut.get("start_s")) or 0.0,
-        _number(cut.get("duration_s")),
+        as_number(cut.get("start_s")) or 0.0,
+        as_number(cut.get("duration_s")),
     )
 
 
@@ -301,9 +314,10 @@ def _read_metrics(run: RunPart, part: SessionPart, found: Mapping[str, Any], nam
         value = given.get("value") if isinstance(given, dict) else given
         if isinstance(given, dict) and given.get("unit"):
             run.units.setdefault(str(metric), str(given["unit"]))
-        if value is None or _number(value) is not None:
-            part.metrics[str(metric)] = _number(value)
-    for side, spans in _mapping(found.get("turns")).items():
+        if value is None or as_number(value) is not None:
+            part.metrics[str(metric)] = as_number(value)
+    listened = "vad" in found  # without, empty lists of turns say nothing
+    for side, spans in _mapping(found.get("turns") if listened else None).items():
         if side in SIDES:
             part.turns[side] = sorted(_spans(_list(spans)))
     for side, words in _mapping(found.get("words")).items():
@@ -321,16 +335,16 @@ def _listed_words(words: Iterable[Any]) -> Iterator[Word]:
 
 def _spans(spans: Iterable[Any]) -> Iterator[tuple[float, float]]:
     for span in spans:
-        ends = [_number(end) for end in _list(span)]
+        ends = [as_number(end) for end in _list(span)]
         if len(ends) == 2 and ends[0] is not None and ends[1] is not None and ends[0] < ends[1]:
             yield ends[0], ends[1]
 
 
-def _number(value: Any) -> float | None:
-    """A finite number; None for all else."""
+def as_number(value: Any) -> float | None:
+    """A finite number, small enough to be summed and drawn; None for all else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) <= _LARGEST else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from moshi_pipe.errors import ConfigError, closest
 from moshi_pipe.report import write_atomically
 from moshi_pipe.units import format_bytes, format_count
+from moshi_pipe.urls import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ USAGE: Final = "DIR ... [out=report.html] [csv=report.csv] [audio=opus] [audio_m
 
 _AUDIO: Final = ("opus", "mp3", "flac", "link", "none")
 _KEYS: Final = {
-    "out": "the page; its folder must be there",
+    "out": "the page; its folder is made if it is not there",
     "csv": "the table; beside the page unless you say where",
     "title": "of the page",
     "audio": "in the page: opus, or mp3 for old browsers, flac without loss, link to files, none",
@@ -35,8 +36,8 @@ def report_command(words: Sequence[str]) -> int:
         OutputError: The files cannot be written.
     """
     values, folders = _read_words(words)
-    page_path = Path(values.get("out", "report.html")).absolute()
-    table_path = Path(values.get("csv", str(page_path.with_suffix(".csv")))).absolute()
+    page_path, table_path = _places(values)
+    places = [local_path(folder, "report") for folder in folders]
     from moshi_pipe.report_page.collect import collect
     from moshi_pipe.report_page.page import PageOptions, study, write_page
     from moshi_pipe.report_page.table import write_table
@@ -48,10 +49,10 @@ def report_command(words: Sequence[str]) -> int:
         audio_mb=_number(values, "audio_mb", 24.0),
         sessions=int(_number(values, "sessions", 24.0)),
     )
-    found = study(collect([Path(folder) for folder in folders]))
+    found = study(collect(places))
     page = write_page(found, options)
-    write_atomically(page_path, page)
-    write_atomically(table_path, write_table(found))
+    write_atomically(page_path, page, elsewhere="out=FOLDER/report.html")
+    write_atomically(table_path, write_table(found), elsewhere="csv=FOLDER/report.csv")
     missing = sum(
         len(run.problems) + sum(len(p.problems) for p in run.sessions) for run in found.runs
     )
@@ -95,6 +96,35 @@ def _read_words(words: Sequence[str]) -> tuple[Mapping[str, str], list[str]]:
             "audio has no such value", got=values["audio"], wanted=closest(values["audio"], _AUDIO)
         )
     return values, folders
+
+
+def _places(values: Mapping[str, str]) -> tuple[Path, Path]:
+    """Where the page and the table go.
+
+    Raises:
+        ConfigError: One of them can be no file, or both are the same.
+    """
+    page_path = _place(values, "out", Path("report.html"))
+    table_path = _place(values, "csv", page_path.with_suffix(".csv"))
+    if page_path.resolve() == table_path.resolve():
+        raise ConfigError(
+            "the table would be written over the page",
+            got=f"{page_path} for both",
+            fix="choose names that differ: out=report.html csv=report.csv",
+        )
+    return page_path, table_path
+
+
+def _place(values: Mapping[str, str], key: str, default: Path) -> Path:
+    text = values.get(key, str(default))
+    path = local_path(text, f"{key}=").absolute()
+    if not text or path.is_dir():
+        raise ConfigError(
+            f"{key} names no file",
+            got=f"{path}, a folder" if text else f"{key}= and nothing",
+            wanted=f"a name such as {key}={default.name}",
+        )
+    return path
 
 
 def _number(values: Mapping[str, str], key: str, default: float) -> float:

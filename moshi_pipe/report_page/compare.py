@@ -100,6 +100,35 @@ def differing_keys(runs: Sequence[RunPart]) -> list[str]:
     ]
 
 
+def without_repeats(runs: Sequence[RunPart], keys: Sequence[str]) -> list[RunPart]:
+    """Of runs with one signature and seed those that count, with a word on what is left out.
+
+    A repeated run is no second sample. The one with the most sessions that are done counts, the
+    newest of several. Live runs differ in what was said to them, and all count.
+
+    Args:
+        runs: In order.
+        keys: That differ between configurations; the signature does not hold all of them.
+    """
+    same: dict[tuple[str, ...], list[RunPart]] = {}
+    for i, run in enumerate(runs):
+        signature, seed = run.report.get("signature"), run.report.get("seed")
+        alone = not signature or seed is None or run.report.get("live") or run.report.get("endless")
+        values = [_shown(run.config.get(key)) for key in keys]
+        key = (str(i),) if alone else (str(signature), str(seed), *values)
+        same.setdefault(key, []).append(run)
+    kept = []
+    for group in same.values():
+        best = max(group, key=lambda run: (sum(one.counts for one in run.sessions), run.ended_s))
+        best.problems += [
+            f"{run.name} has the same signature and seed, and is left out"
+            for run in group
+            if run is not best
+        ]
+        kept.append(best)
+    return kept
+
+
 def group_runs(runs: Sequence[RunPart], keys: Sequence[str]) -> list[Group]:
     """Put runs together that differ in nothing but their seeds; in the order of the runs."""
     groups: dict[tuple[str, ...], Group] = {}
@@ -135,8 +164,8 @@ def shown_name(metric: str, unit: str) -> tuple[str, str]:
 
 
 def run_value(run: RunPart, metric: str) -> float | None:
-    """A metric of a run: the mean over its sessions that have a value."""
-    values = [session.metrics.get(metric) for session in run.sessions]
+    """A metric of a run: the mean over its sessions that are done and have a value."""
+    values = [session.metrics.get(metric) for session in run.sessions if session.counts]
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 

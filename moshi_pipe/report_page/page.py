@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import moshi_pipe
 from moshi_pipe.report_page import plots
+from moshi_pipe.report_page.collect import as_number
 from moshi_pipe.report_page.compare import (
     ABSENT,
     Group,
@@ -21,6 +22,7 @@ from moshi_pipe.report_page.compare import (
     metric_names,
     shown_name,
     spread,
+    without_repeats,
 )
 from moshi_pipe.report_page.conversation import (
     DETAIL_S,
@@ -82,7 +84,7 @@ class Study:
         groups: Runs of one configuration.
         metrics: Names, in order.
         units: Of metrics.
-        responses: Seconds of each answer, by the letter of the group.
+        responses: Seconds of each answer in sessions that are done, by the letter of the group.
         heard: What each session's audio said, by id of the object.
     """
 
@@ -96,8 +98,9 @@ class Study:
 
 
 def study(runs: list[RunPart]) -> Study:
-    """Compare runs, and listen to their sessions."""
+    """Compare runs, each configuration and seed once, and listen to their sessions."""
     keys = differing_keys(runs)
+    runs = without_repeats(runs, keys)
     found = Study(runs, keys, group_runs(runs, keys))
     responses: dict[str, list[float]] = defaultdict(list)
     for group in found.groups:
@@ -105,7 +108,8 @@ def study(runs: list[RunPart]) -> Study:
             for part in run.sessions:
                 heard = found.heard[id(part)] = hear(part)
                 part.metrics = {**part.metrics, **heard.measures}
-                responses[group.letter] += heard.responses
+                if part.counts:
+                    responses[group.letter] += heard.responses
     found.responses = dict(responses)
     found.metrics = metric_names(runs)
     found.units = dict(MEASURE_UNITS)
@@ -160,7 +164,7 @@ def write_page(found: Study, options: PageOptions) -> str:
 def _summary(found: Study) -> str:
     """What the page is about, in a sentence."""
     sessions = [part for run in found.runs for part in run.sessions]
-    audio_s = sum(_float(part.record.get("audio_s")) or 0.0 for part in sessions)
+    audio_s = sum(as_number(part.record.get("audio_s")) or 0.0 for part in sessions)
     models = sorted({str(run.report.get("model")) for run in found.runs if run.report.get("model")})
     seeds = {str(run.report["seed"]) for run in found.runs if "seed" in run.report}
     parts = [
@@ -176,7 +180,7 @@ def _summary(found: Study) -> str:
 def _run_row(group: Group, run: RunPart) -> dict[str, Any]:
     """A run as a row of its table."""
     report, statuses = run.report, [part.status for part in run.sessions]
-    peak = _float(report.get("peak_rss_bytes"))
+    peak = as_number(report.get("peak_rss_bytes"))
     places = [str(report[key]) for key in ("device", "dtype", "quant") if report.get(key)]
     counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)]
     return {
@@ -186,8 +190,8 @@ def _run_row(group: Group, run: RunPart) -> dict[str, Any]:
         "model": report.get("model") or run.config.get("model.name") or ABSENT,
         "where": ", ".join(places) or ABSENT,
         "sessions": ", ".join(counts) or "none",
-        "audio": _float(report.get("audio_s")),
-        "speed": _float(report.get("speed")),
+        "audio": as_number(report.get("audio_s")),
+        "speed": as_number(report.get("speed")),
         "tick_ms": _mean_tick_ms(run),
         "memory": format_bytes(peak) if peak else ABSENT,
         "signature": str(report.get("signature") or ABSENT),
@@ -198,7 +202,7 @@ def _mean_tick_ms(run: RunPart) -> float | None:
     """Mean time per tick in all nodes; None where the run does not say."""
     nodes = run.report.get("nodes")
     listed = [node for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
-    means = [mean for node in listed if (mean := _float(node.get("mean_ms"))) is not None]
+    means = [mean for node in listed if (mean := as_number(node.get("mean_ms"))) is not None]
     return sum(means) if means else None
 
 
@@ -329,7 +333,3 @@ def _versions(runs: Sequence[RunPart]) -> list[tuple[str, str]]:
         for name, version in (versions if isinstance(versions, dict) else {}).items():
             found[str(name)][str(version)] = None
     return [(name, ", ".join(versions)) for name, versions in found.items()]
-
-
-def _float(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

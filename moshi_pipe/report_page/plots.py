@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
+from moshi_pipe.report_page.collect import as_number
 from moshi_pipe.report_page.compare import spread
 from moshi_pipe.report_page.svg import (
     BOTTOM,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from moshi_pipe.report_page.compare import Group
 
 _FRAME_MS: Final = 80.0
+_LONGEST_MS: Final = 1e9  # a class above is broken
 _PER_DECADE: Final = 16  # classes of a drawn histogram
 _RESPONSE_BIN_S: Final = 0.16
 _RIDGE: Final = 58.0  # height of one of many histograms
@@ -120,7 +122,9 @@ def _classes(run: RunPart, key: str) -> list[tuple[float, int]]:
     found = []
     for row in rows if isinstance(rows, list) else []:
         match row:
-            case [int() | float() as bound, int() as count] if bound > 0 and count > 0:
+            case [int() | float() as bound, int() as count] if (
+                0 < bound < _LONGEST_MS and count > 0
+            ):
                 found.append((float(bound), count))
     return found
 
@@ -167,7 +171,7 @@ def _series(run: RunPart) -> tuple[int, list[float]]:
     size, means = given.get("ticks_per_window"), given.get("mean_ms")
     if not isinstance(size, int) or size < 1 or not isinstance(means, list):
         return 1, []
-    values = [float(mean) for mean in means if isinstance(mean, (int, float))]
+    values = [value for mean in means if (value := as_number(mean)) is not None]
     together = math.ceil(len(values) / _POINTS) or 1
     parts = [values[k : k + together] for k in range(0, len(values), together)]
     return size * together, [sum(part) / len(part) for part in parts]

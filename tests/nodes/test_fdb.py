@@ -367,7 +367,15 @@ def test_two_samples_of_one_name_are_refused(tmp_path: Path) -> None:
         find_samples(str(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"timestamps": [1]}', '[{"timestamp": ["a", 2]}]'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"timestamps": [1]}', '[{"timestamp": ["a", 2]}]'),
+        *('[{"timestamp": [NaN, Infinity]}]', '[{"timestamp": [1, Infinity]}]'),
+        *('[{"timestamp": [9, 3]}]', '[{"timestamp": [false, true]}]'),
+        '[{"timestamp": [1, 1' + 400 * "0" + "]}]",
+    ],
+)
 def test_an_annotation_without_times_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "interrupt.json").write_text(text)
 

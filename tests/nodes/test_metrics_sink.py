@@ -144,8 +144,7 @@ def test_tokens_and_codes_are_counted(tmp_path: Path) -> None:
         "code_entropy_bits": 1,
         "code_usage": 5 / 16,
     }
-    assert written(tmp_path)["turns"] == {"user": [], "model": []}  # nobody listened
-    assert "speech" not in written(tmp_path)
+    assert not {"turns", "speech", "events", "vad"} & set(written(tmp_path))  # nobody listened
 
 
 def test_a_round_trip_is_measured(tmp_path: Path) -> None:
@@ -206,7 +205,22 @@ def test_a_graph_without_a_voice_gives_the_user_alone(tmp_path: Path) -> None:
     found = values(tmp_path)
     assert found["user_turns"] == 1
     assert "take_over_rate" not in found
-    assert written(tmp_path)["turns"]["model"] == []
+    assert written(tmp_path)["turns"] == written(tmp_path)["speech"] == {"user": near((0.5, 1))}
+
+
+def test_a_metric_that_the_graph_has_nothing_for_is_told(tmp_path: Path) -> None:
+    report = play(
+        session(tmp_path, "user_audio", "codes"),
+        {"user_audio": tone(2, (0.5, 1)), "codes": [np.array([0, 1])] * 25},
+        turns=True,
+        words=True,
+        tokens=True,
+    )
+
+    assert report["warnings"] == [
+        "metric=words measured nothing: the graph makes none of text, user_text"
+    ]
+    assert {"user_turns", "code_usage"} < set(values(tmp_path))
 
 
 def test_pieces_of_a_remote_model_are_words_but_no_tokens(tmp_path: Path) -> None:

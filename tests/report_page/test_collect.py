@@ -24,6 +24,7 @@ def test_a_run_is_read_with_its_sides_words_and_metrics(tmp_path: Path) -> None:
             "overlap": {"value": None},
             "wpm": 120,
         },
+        "vad": {"detector": "energy"},
         "turns": {"user": [[0.0, 2.0]], "model": [[2.4, 4.0]]},
     }
     write_run(tmp_path / "a", words=[(2.4, 2.8, "hello")], metrics=metrics)
@@ -112,7 +113,11 @@ def test_a_cell_that_failed_says_why(tmp_path: Path) -> None:
         ("talk.jsonl", '{"start_s": 0}\nnot\n', "talk.jsonl: 2 of 2 lines cannot be read"),
         ("talk.wav", "no audio", "the audio of the model cannot be read"),
         ("talk.metrics.json", "{", "talk.metrics.json cannot be read"),
-        ("talk.metrics.json", '{"metrics": [1], "turns": {"user": 3, "model": [[1], "x"]}}', ""),
+        (
+            "talk.metrics.json",
+            '{"metrics": [1], "vad": 1, "turns": {"user": 3, "model": [[1], "x"]}}',
+            "",
+        ),
         ("config.yaml", "a: [", "config.yaml cannot be read"),
         ("config.yaml", "a: ${b}", ""),
         ("run.json", '{"sessions": {"a": 1}, "timing": [], "nodes": {}}', ""),

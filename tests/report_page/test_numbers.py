@@ -85,7 +85,7 @@ def test_a_run_without_metrics_is_measured_by_loudness(tmp_path: Path) -> None:
 
 def test_measured_turns_are_taken_as_they_are(tmp_path: Path) -> None:
     turns = {"user": [[0.0, 1.0]], "model": [[1.5, 2.0]]}
-    write_run(tmp_path / "a", metrics={"metrics": {}, "turns": turns})
+    write_run(tmp_path / "a", metrics={"metrics": {}, "vad": {}, "turns": turns})
     (run,) = collect([tmp_path / "a"])
 
     heard = hear(run.sessions[0])
@@ -94,6 +94,17 @@ def test_measured_turns_are_taken_as_they_are(tmp_path: Path) -> None:
     assert heard.turns == {"user": [(0.0, 1.0)], "model": [(1.5, 2.0)]}
     assert heard.responses == [0.5]
     assert set(heard.measures) == {"model level", "words"}
+
+
+def test_turns_that_nobody_listened_for_are_measured_by_loudness(tmp_path: Path) -> None:
+    metrics = {"metrics": {"text_entropy_bits": 1}, "turns": {"user": [], "model": []}}
+    write_run(tmp_path / "a", user=[(0.0, 2.0)], model=[(2.4, 4.0)], metrics=metrics)
+    (run,) = collect([tmp_path / "a"])
+
+    heard = hear(run.sessions[0])
+
+    assert heard.by_loudness
+    assert heard.responses == pytest.approx([0.4])
 
 
 def test_seeds_are_spread_and_all_else_is_a_configuration(tmp_path: Path) -> None:

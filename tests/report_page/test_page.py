@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from support.runs import write_run
 
 from moshi_pipe.cli import main
+from moshi_pipe.report_page.collect import collect
+from moshi_pipe.report_page.page import study
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u0007=1"
 
@@ -127,6 +130,25 @@ def test_a_metric_that_some_runs_lack_says_how_many_have_it(tmp_path: Path) -> N
     assert "0.20 ± 0.14 (n = 2)" in " ".join(read_page().text)
 
 
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
+def test_a_session_that_is_not_done_counts_in_no_mean(tmp_path: Path, status: str) -> None:
+    for seed, value, ended in ((1, 0.1, "done"), (2, 0.3, "done"), (3, 9.0, status)):
+        metrics = {
+            "metrics": {"response": {"value": value, "unit": "s"}},
+            "vad": {},
+            "turns": {"user": [[0.0, 1.0]], "model": [[1.0 + value, 12.0]]},
+        }
+        write_run(tmp_path / "s" / str(seed), seed=seed, metrics=metrics, status=ended)
+    found = study(collect([tmp_path / "s"]))
+
+    assert main(["report", "s", "audio=none"]) == 0
+
+    text = " ".join(read_page().text)
+    assert "0.20 ± 0.14 (n = 2)" in text
+    assert f"the session is {status}, not done: it counts in no mean" in text
+    assert found.responses == {"A": [pytest.approx(0.1), pytest.approx(0.3)]}
+
+
 def test_nothing_from_files_is_taken_for_markup(tmp_path: Path) -> None:
     name = EVIL.replace("/", "_")
     folder = write_run(
@@ -201,16 +223,105 @@ def test_a_run_without_anything_is_a_page_too(tmp_path: Path) -> None:
         (["a", "tilte=x"], "did you mean 'title'?"),
         (["a", "audio=wav"], "audio has no such value"),
         (["a", "audio_mb=much"], "audio_mb has the wrong type"),
+        (["a", "out="], "out names no file\n  got:    out= and nothing"),
+        (["a", "csv="], "csv names no file\n  got:    csv= and nothing"),
+        (["a", "out=a"], "a, a folder\n  wanted: a name such as out=report.html"),
+        (["a", "out=report.csv"], "the table would be written over the page"),
+        (["a", "out=x", "csv=a/../x"], "the table would be written over the page"),
+        (["a", "out=file:///x/page.html"], "an address\n  got:    file:///x/page.html"),
+        (["file:///x/a"], "report takes a path, not an address\n  got:    file:///x/a"),
     ],
 )
 def test_wrong_words_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     write_run(tmp_path / "a")
+    before = sorted(tmp_path.rglob("*"))
 
     assert main(["report", *words]) == 2
 
     assert said in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_cannot_be_written_is_told_with_a_key_of_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "a")
+
+    assert main(["report", "a", "audio=none", "out=a/run.json/page.html"]) == 4
+
+    said = capsys.readouterr().err
+    assert "out=FOLDER/report.html" in said
+    assert "output_dir" not in said
+
+
+def test_the_folder_of_the_page_is_made(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+
+    assert main(["report", "a", "audio=none", "out=new/page.html"]) == 0
+
+    assert [path.name for path in sorted(Path("new").iterdir())] == ["page.csv", "page.html"]
+
+
+def test_numbers_that_no_sum_can_hold_are_no_numbers(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        metrics = {"metrics": {"huge": 1e308, "long": 10**400, "m": seed}}
+        folder = write_run(tmp_path / "s" / str(seed), seed=seed, metrics=metrics)
+        run = json.loads((folder / "run.json").read_text())
+        run["sessions"][0]["audio_s"] = run["audio_s"] = run["peak_rss_bytes"] = 1e308
+        run["nodes"] = [{"mean_ms": 1e308}] * 2
+        run["timing"]["tick"].append([float("inf"), 3])
+        run["timing"]["over_time"]["mean_ms"] += [1e308, 1e308]
+        (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+
+    assert main(["report", "s", "audio=none"]) == 0
+
+    text = " ".join(read_page().text)
+    assert "1.50 ± 0.71" in text
+    assert "huge" not in text
+
+
+def test_a_repeated_run_counts_once(tmp_path: Path) -> None:
+    for place, seed, value, ended_s in (
+        ("1", 1, 0.1, 100),
+        ("2", 2, 9.0, 100),
+        ("2/repeat", 2, 0.3, 200),  # newer than the one above
+    ):
+        metrics = {"metrics": {"response": {"value": value, "unit": "s"}}}
+        folder = write_run(tmp_path / "s" / place, seed=seed, metrics=metrics)
+        os.utime(folder / "run.json", (ended_s, ended_s))
+
+    assert main(["report", "s", "audio=none"]) == 0
+
+    text = " ".join(read_page().text)
+    assert "2 runs, 1 configuration, 2 seeds, 2 sessions" in text
+    assert "0.20 ± 0.14" in text
+    assert "s/2 has the same signature and seed, and is left out" in text
+
+
+def test_a_repeated_run_that_was_cut_does_not_count_for_a_whole_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", metrics={"metrics": {"m": 0.25}})
+    write_run(tmp_path / "a" / "repeat", metrics={"metrics": {"m": 9}}, status="interrupted")
+    os.utime(tmp_path / "a" / "run.json", (100, 100))
+
+    assert main(["report", "a", "audio=none"]) == 0
+
+    text = " ".join(read_page().text)
+    assert "0.250" in text
+    assert "a/repeat has the same signature and seed, and is left out" in text
+
+
+def test_live_runs_with_one_seed_all_count(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        folder = write_run(tmp_path / name)
+        run = json.loads((folder / "run.json").read_text())
+        run["live"] = {"late": 0}
+        (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+
+    assert main(["report", "a", "b", "audio=none"]) == 0
+
+    assert "2 runs, 1 configuration, 1 seed" in " ".join(read_page().text)
 
 
 def test_a_folder_without_runs_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ def write_run(
     words: Sequence[tuple[float, float, str]] = (),
     metrics: Mapping[str, Any] | None = None,
     seconds: float = 4.8,
+    status: str = "done",
 ) -> Path:
     """Write a run of one session and return its folder.
 
@@ -50,6 +51,7 @@ def write_run(
         words: Begin, end and text of what the model says.
         metrics: What a metric sink measured; None leaves its file out.
         seconds: How long it lasts.
+        status: How the session ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
     heard = folder.parent / "in" / "talk.wav"
@@ -61,7 +63,7 @@ def write_run(
     written.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     report = {
         "id": session,
-        "status": "done",
+        "status": status,
         "frames": round(seconds / 0.08),
         "audio_s": seconds,
         "wall_s": 1.0,
