@@ -160,7 +160,7 @@ def shown_name(metric: str, unit: str) -> tuple[str, str]:
         if unit == of:
             name = name.removesuffix(end)
     name = name.replace("_", " ").strip() or metric
-    return name, "" if unit and name.endswith(unit) else unit
+    return name, "" if name.replace("_", " ").split()[-1:] == [unit] else unit
 
 
 def run_value(run: RunPart, metric: str) -> float | None:

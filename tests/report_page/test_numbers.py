@@ -156,6 +156,7 @@ def test_a_spread_shows_two_digits_of_its_deviation(values: tuple[float, ...], s
         ("words", "", ("words", "")),
         ("_s", "s", ("_s", "")),
         ("log_s", "dB", ("log s", "dB")),
+        ("overlap, by loudness", "s", ("overlap, by loudness", "s")),
     ],
 )
 def test_a_name_does_not_say_its_unit_twice(metric: str, unit: str, shown: tuple[str, str]) -> None:
