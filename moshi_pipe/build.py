@@ -192,6 +192,7 @@ class _Run:
         self.start_s: dict[str, float] = {}
         self.skipped: list[SessionReport] = []
         self.order: list[str] = []
+        self.forgotten = False
         self.latency_ms = self.assembly.latency_ms
         self.records = SessionRecords(
             config.output_dir,
@@ -481,10 +482,17 @@ class _Run:
             return False
         keep_input(item, [*outputs, record])
         keep_others(item, record, outputs)
-        record.unlink(missing_ok=True)  # what it tells of is overwritten now
+        self._forget_run()
+        self.records.forget(item.id)
         if self.live:
             self.records.watch(item.id, plan.sinks)
         return True
+
+    def _forget_run(self) -> None:
+        """Remove the report of an earlier run, before the first of its results is overwritten."""
+        if not self.forgotten:
+            (self.config.output_dir / REPORT_NAME).unlink(missing_ok=True)
+            self.forgotten = True
 
     def _make_sinks(self, item: SessionInput) -> list[tuple[str, Sink]]:
         """Make the configured sinks of a session, but for those that keep what may not be kept.

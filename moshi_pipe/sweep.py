@@ -153,24 +153,25 @@ def run_cell(cfg: DictConfig, sweep: Sweep, plugins: Plugins, number: int, words
             signature=signature,
             number=number + 1,
             overrides=words,
-            launch=sweep.launch,
+            launches={sweep.launch: False},
         )
     )
     cfg.output_dir = str(cell.folder)
     other = f"cell {cell.number}: another process runs it in {cell.folder}; waiting for that"
     with cell.held(lambda: _say(other)):
+        cell.recall()
         if cfg.resume and cell.is_finished:
-            cell.state, cell.exit_code, cell.kept = "done", 0, True
+            cell.launches[sweep.launch] = True
+            cell.write()
         else:
             _run(cell, cfg, sweep, plugins)
-        cell.write()
     return cell.exit_code or 0
 
 
 def _run(cell: Cell, cfg: DictConfig, sweep: Sweep, plugins: Plugins) -> None:
     """Run a cell and remember in it what became of it."""
     begun = time.monotonic()
-    cell.write()
+    cell.begin()
     try:
         cell.exit_code = _run_config(cell, cfg, sweep, plugins)
         cell.state = {0: "done", INTERRUPTED: "interrupted"}.get(cell.exit_code, "failed")
@@ -236,7 +237,7 @@ class Watcher:
     def cells(self) -> list[Cell]:
         """Cells that this launch has begun or found finished."""
         found = read_cells(self._sweep.folder)
-        return [cell for cell in found if cell.launch == self._sweep.launch]
+        return [cell for cell in found if self._sweep.launch in cell.launches]
 
     def exit_code(self) -> int:
         """The code that all failed cells share, else that of a failed session; 0 without."""
@@ -246,7 +247,7 @@ class Watcher:
     def summary(self) -> str:
         """What became of the sweep, in a line."""
         cells = self.cells()
-        kept = sum(cell.kept for cell in cells)
+        kept = sum(cell.launches[self._sweep.launch] for cell in cells)
         total = self._sweep.total or len(cells)
         done = sum(cell.state == "done" for cell in cells)
         parts = [f"{done} of {format_count(total, 'cell')} done"]
@@ -277,7 +278,7 @@ class Watcher:
 
     def _line(self, cell: Cell) -> str:
         what = f"{cell.state} in {format_duration(cell.wall_s)}"
-        if cell.kept:
+        if cell.launches[self._sweep.launch]:
             what = "was done before"
         if cell.state == "failed":
             error = cell.error or f"exit code {cell.exit_code}, see {cell.folder / LOG_NAME}"

@@ -13,7 +13,7 @@ import pytest
 from support.audio import write_babble
 
 from moshi_pipe.cli import main
-from moshi_pipe.sweep import CellTask, Sweep
+from moshi_pipe.sweep import CellTask, Sweep, Watcher
 from moshi_pipe.sweep_cells import Cell, claim, read_cells
 
 if TYPE_CHECKING:
@@ -82,6 +82,78 @@ def test_a_cell_that_was_cut_is_run_again_in_its_folder(tmp_path: Path, lost: st
     assert Path("moshi-out/1/run.json").is_file()
     assert written()["moshi-out/0/a.wav"] == before["moshi-out/0/a.wav"]
     assert not Path("moshi-out/2").exists()
+
+
+def test_a_cell_that_was_killed_while_it_was_made_anew_is_no_finished_one(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+    assert main([*SWEEP, "seed=1,2"]) == 0
+    before = written()
+    whole = Path("moshi-out/0/a.wav").read_bytes()
+    kill = (
+        "import os, sys\n"
+        "from moshi_pipe.cli import main\n"
+        "from moshi_pipe.nodes.file_sink import FileSink\n"
+        "FileSink.open = lambda *given: os.kill(os.getpid(), 9)\n"
+        "main(sys.argv[1:])\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", kill, *SWEEP, "seed=1,2", "resume=false"], check=False
+    )
+    assert killed.returncode == -9
+    Path("moshi-out/0/a.wav").write_bytes(whole[:50])
+
+    assert main([*SWEEP, "seed=1,2"]) == 0
+
+    assert Path("moshi-out/0/a.wav").read_bytes() == whole
+    assert written()["moshi-out/1/a.wav"] == before["moshi-out/1/a.wav"]
+
+
+def test_a_cell_is_finished_only_if_it_says_so(tmp_path: Path) -> None:
+    report = {"signature": "a", "exit_code": 0, "interrupted": False, "output_dir": str(tmp_path)}
+    (tmp_path / "run.json").write_text(json.dumps(report), encoding="utf-8")
+    cell = Cell(tmp_path, key="a", signature="a", number=1, state="done")
+    assert cell.is_finished
+
+    cell.begin()  # as a run does that is killed then
+
+    again = Cell(tmp_path, key="a", signature="a", number=1)
+    again.recall()
+    assert not again.is_finished
+
+
+def test_sweeps_of_one_folder_at_once_know_all_their_cells(tmp_path: Path) -> None:
+    def cell(launch: str) -> Cell:
+        wanted = Cell(tmp_path / "0", key="a", signature="a", number=1, launches={launch: False})
+        return claim(wanted)
+
+    first, second = cell("one"), cell("two")
+    first.recall()
+    first.state = "done"
+    first.write()
+    second.recall()
+    second.launches["two"] = True
+    second.write()
+
+    watchers = [Watcher(Sweep(tmp_path, total=1, launch=launch)) for launch in ("one", "two")]
+
+    assert [watcher.summary().split("; ")[0] for watcher in watchers] == [
+        "sweep: 1 of 1 cell done",
+        "sweep: 1 of 1 cell done, 1 of them before",
+    ]
+
+
+def test_a_cell_whose_input_was_missing_keeps_its_folder(tmp_path: Path) -> None:
+    assert main([*SWEEP, "seed=1,2"]) == 3
+    write_babble(tmp_path / "a.wav", 0.4)
+
+    assert main([*SWEEP, "seed=1,2"]) == 0
+
+    index = read_json("moshi-out/sweep.json")
+    assert [(cell["folder"], cell["state"]) for cell in index["cells"]] == [
+        ("0", "done"),
+        ("1", "done"),
+    ]
+    assert index["finished"] is True
 
 
 def test_another_input_of_the_same_name_is_another_cell(tmp_path: Path) -> None:
