@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moshi_pipe.compose import resolve, store_schemas, written_yaml
 from moshi_pipe.config_files import conf_dir
 from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError, SessionError
-from moshi_pipe.identity import digest, input_places, run_identity
+from moshi_pipe.identity import digest, input_places, reads_one_file, run_identity
 from moshi_pipe.plugins import load_plugins
 from moshi_pipe.report import INTERRUPTED, versions
 from moshi_pipe.sweep_cells import Cell, claim, read_cells, write_index
@@ -160,7 +160,7 @@ def run_cell(cfg: DictConfig, sweep: Sweep, plugins: Plugins, number: int, words
     other = f"cell {cell.number}: another process runs it in {cell.folder}; waiting for that"
     with cell.held(lambda: _say(other)):
         cell.recall()
-        if cfg.resume and cell.is_finished:
+        if cfg.resume and cell.is_finished and reads_one_file(composed):
             cell.launches[sweep.launch] = True
             cell.write()
         else:
@@ -171,6 +171,7 @@ def run_cell(cfg: DictConfig, sweep: Sweep, plugins: Plugins, number: int, words
 def _run(cell: Cell, cfg: DictConfig, sweep: Sweep, plugins: Plugins) -> None:
     """Run a cell and remember in it what became of it."""
     begun = time.monotonic()
+    earlier = cell.finished_report()
     cell.begin()
     try:
         cell.exit_code = _run_config(cell, cfg, sweep, plugins)
@@ -185,7 +186,11 @@ def _run(cell: Cell, cfg: DictConfig, sweep: Sweep, plugins: Plugins) -> None:
         if not isinstance(error, MoshiPipeError):
             cell.error = f"{type(error).__name__}: {cell.error}"
     finally:
-        cell.wall_s = round(time.monotonic() - begun, 3)
+        if cell.state == "done" and cell.did_nothing:
+            cell.launches[sweep.launch] = True
+            cell.keep_report(earlier)
+        else:
+            cell.wall_s = round(time.monotonic() - begun, 3)
         cell.write()
 
 

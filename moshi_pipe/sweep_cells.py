@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import OutputError
-from moshi_pipe.report import read_record, read_report, write_atomically
+from moshi_pipe.report import REPORT_NAME, read_record, read_report, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,8 +75,35 @@ class Cell:
             and run.get("signature") == self.signature
             and run.get("exit_code") == 0
             and run.get("interrupted") is False
+            and all(session.get("status") == "done" for session in run.get("sessions", ()))
             and all((self.folder / name).is_file() for name in _files(run))
         )
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether its last run found all sessions done."""
+        run = read_report(self.folder)
+        counts = (run.get("totals") or {}).get("counts")
+        if counts is None:
+            counts = Counter(session.get("status") for session in run.get("sessions", ()))
+        return {status for status, count in counts.items() if count} == {"skipped"}
+
+    def finished_report(self) -> str | None:
+        """Its ``run.json`` as it stands, if its run is complete."""
+        if not self.is_finished:
+            return None
+        with suppress(OSError):
+            return (self.folder / REPORT_NAME).read_text(encoding="utf-8")
+        return None
+
+    def keep_report(self, text: str | None) -> None:
+        """Put an earlier report back, which tells more than one of a run that did nothing.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if text is not None:
+            write_atomically(self.folder / REPORT_NAME, text)
 
     @contextmanager
     def held(self, waits: Callable[[], None]) -> Iterator[None]:
@@ -224,7 +252,7 @@ def write_index(sweep_dir: Path, words: Sequence[str], total: int | None, *, end
 
 
 def _files(run: Mapping[str, Any]) -> list[str]:
-    """Results of a run, as paths from its folder; those of sessions that were there before too."""
+    """Results of a run, as paths from its folder."""
     root = str(run.get("output_dir", ""))
     return [
         os.path.relpath(file, root)

@@ -177,6 +177,34 @@ def test_a_changed_input_makes_its_cells_again(tmp_path: Path) -> None:
     assert read_json("moshi-out/1/run.json")["frames"] == 10
 
 
+def test_a_folder_is_looked_at_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write_babble(tmp_path / "in" / f"{name}.wav", 0.4)
+    words = ["-m", "source.path=in", "model=embedded", "sink=[file]", "seed=1"]
+    assert main(words) == 0
+    before, report = written(), read_json("moshi-out/0/run.json")
+    capsys.readouterr()
+
+    assert main(words) == 0
+
+    assert (written(), read_json("moshi-out/0/run.json")) == (before, report)
+    assert "was done before (0/)" in capsys.readouterr().err
+
+    write_babble(tmp_path / "in" / "b.wav", 0.8)
+    write_babble(tmp_path / "in" / "c.wav", 0.4)
+    assert main(words) == 0
+
+    assert written()["moshi-out/0/a.wav"] == before["moshi-out/0/a.wav"]
+    assert "was done before" not in capsys.readouterr().err
+    sessions = read_json("moshi-out/0/run.json")["sessions"]
+    assert [(one["id"], one["status"], one["frames"]) for one in sessions] == [
+        ("a", "skipped", 0),
+        ("b", "done", 10),
+        ("c", "done", 5),
+    ]
+    assert not Path("moshi-out/1").exists()
+
+
 def test_devices_that_are_swept_are_cells(build: FakeBuild) -> None:
     assert main(["-m", "source=silence", "device=cpu,cuda:1"]) == 0
 
