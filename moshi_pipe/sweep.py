@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moshi_pipe.compose import resolve, store_schemas, written_yaml
 from moshi_pipe.config_files import conf_dir
 from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError, SessionError
-from moshi_pipe.identity import digest, input_places, reads_one_file, run_identity
+from moshi_pipe.identity import digest, input_places, reads_one_file, run_identity, swept_aside
 from moshi_pipe.plugins import load_plugins
 from moshi_pipe.report import INTERRUPTED, versions
 from moshi_pipe.sweep_cells import Cell, claim, read_cells, write_index
@@ -144,12 +144,12 @@ def run_cell(cfg: DictConfig, sweep: Sweep, plugins: Plugins, number: int, words
     """
     cfg.output_dir = str(sweep.folder / str(number))
     composed = written_yaml(cfg)
-    device = cfg.device if "device" in sweep.swept else None
+    aside = swept_aside(composed, sweep.swept)
     signature = run_identity(composed)
     cell = claim(
         Cell(
             folder=sweep.folder / str(number),
-            key=digest([signature, input_places(composed), versions()["moshi-pipe"], device]),
+            key=digest([signature, input_places(composed), versions()["moshi-pipe"], aside]),
             signature=signature,
             number=number + 1,
             overrides=words,

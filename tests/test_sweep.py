@@ -212,6 +212,28 @@ def test_devices_that_are_swept_are_cells(build: FakeBuild) -> None:
     assert len({config.output_dir for config in build.configs}) == 2
 
 
+def test_a_pace_that_is_swept_is_cells_and_one_that_is_not_is_none(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+    assert main([*SWEEP, "seed=1", "engine.inbox_frames=8,16"]) == 0
+    before = written()
+    assert len(before) == 2
+
+    assert main([*SWEEP, "seed=1", "engine.inbox_frames=16,8"]) == 0
+    assert written() == before
+    assert main([*SWEEP, "seed=1,2"]) == 0
+    assert main([*SWEEP, "seed=1,2", "engine.inbox_frames=16", "device=cpu"]) == 0
+
+    assert len(written()) == 4
+
+
+def test_names_of_results_that_are_swept_are_cells(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+
+    assert main([*SWEEP, "seed=1", "sink.file.path=x,y"]) == 0
+
+    assert set(written()) == {"moshi-out/0/x.wav", "moshi-out/1/y.wav"}
+
+
 def test_resume_false_runs_all_again(tmp_path: Path) -> None:
     write_babble(tmp_path / "a.wav", 0.4)
     assert main([*SWEEP, "seed=1"]) == 0
