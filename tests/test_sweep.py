@@ -306,6 +306,49 @@ def test_the_folder_of_a_sweep_is_one(build: FakeBuild, capsys: pytest.CaptureFi
     assert "output_dir is the folder of all cells" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["s3://bucket/sweep", "file:///tmp/sweep"])
+def test_a_sweep_writes_to_no_address(
+    build: FakeBuild, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    assert main(["-m", "source=silence", "seed=1,2", f"output_dir={place}"]) == 2
+
+    told = capsys.readouterr().err
+    assert "a sweep cannot write to an address" in told
+    assert f"output_dir={place}" in told
+    assert (build.configs, list(Path().iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("flag", [["-m"], []])
+@pytest.mark.parametrize(
+    ("place", "code", "what"),
+    [
+        ("", 2, "output_dir is empty\n  wanted: name a folder"),
+        ("file", 4, "cannot make the output folder"),
+        ("/dev/null/x", 4, "cannot make the output folder /dev/null/x"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_told_as_without_a_sweep(
+    capsys: pytest.CaptureFixture[str], flag: list[str], place: str, code: int, what: str
+) -> None:
+    Path("file").touch()
+
+    assert main([*flag, "source=silence", "model=embedded", f"output_dir={place}"]) == code
+
+    assert what in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_a_sweep_of_nothing_is_refused(
+    build: FakeBuild, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-m", "source=silence", "seed=range(3,1)"]) == 2
+
+    told = capsys.readouterr().err
+    assert "there is nothing to run: seed has no value" in told
+    assert "seed=range(3,1)" in told
+    assert build.configs == []
+
+
 def test_a_wrong_key_is_told_before_anything_runs(
     build: FakeBuild, capsys: pytest.CaptureFixture[str]
 ) -> None:
