@@ -21,7 +21,7 @@ from moshi_pipe.config import OWN_ENGINE
 from moshi_pipe.engine.exchange import ExchangeOptions, SessionPlan
 from moshi_pipe.engine.session_settings import choose_settings
 from moshi_pipe.engine_keeper import EngineKeeper
-from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError, OutputError
+from moshi_pipe.errors import BackendError, ConfigError, MoshiPipeError
 from moshi_pipe.graph.node import SessionInfo, SessionInput, Sink, Source
 from moshi_pipe.identity import run_identity
 from moshi_pipe.interrupt import Interrupt
@@ -34,6 +34,7 @@ from moshi_pipe.report import (
     NodeReport,
     RunReport,
     SessionReport,
+    make_output_dir,
     peak_rss_bytes,
     versions,
     write_report,
@@ -54,7 +55,6 @@ from moshi_pipe.units import NS_PER_SECOND, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from moshi_pipe.config import RunConfig
     from moshi_pipe.engine.edge import Edge
@@ -192,6 +192,7 @@ class _Run:
         self.start_s: dict[str, float] = {}
         self.skipped: list[SessionReport] = []
         self.order: list[str] = []
+        self.forgotten = False
         self.latency_ms = self.assembly.latency_ms
         self.records = SessionRecords(
             config.output_dir,
@@ -211,7 +212,7 @@ class _Run:
     def run(self) -> RunReport:
         """Process every session."""
         config = self.config
-        _make_output_dir(config.output_dir)
+        make_output_dir(config.output_dir)
         for warning in self.assembly.warnings:
             self.ui.warn(warning)
         num_sessions = self.source.num_sessions()
@@ -481,10 +482,17 @@ class _Run:
             return False
         keep_input(item, [*outputs, record])
         keep_others(item, record, outputs)
-        record.unlink(missing_ok=True)  # what it tells of is overwritten now
+        self._forget_run()
+        self.records.forget(item.id)
         if self.live:
             self.records.watch(item.id, plan.sinks)
         return True
+
+    def _forget_run(self) -> None:
+        """Remove the report of an earlier run, before the first of its results is overwritten."""
+        if not self.forgotten:
+            (self.config.output_dir / REPORT_NAME).unlink(missing_ok=True)
+            self.forgotten = True
 
     def _make_sinks(self, item: SessionInput) -> list[tuple[str, Sink]]:
         """Make the configured sinks of a session, but for those that keep what may not be kept.
@@ -601,17 +609,6 @@ def _refuse_too_large(config: RunConfig) -> None:
             got=plan.verdict,
             fix="see `moshi-pipe plan` with the same words",
         )
-
-
-def _make_output_dir(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot make the output folder {folder}",
-            got=error.strerror or str(error),
-            fix="choose another folder: output_dir=FOLDER",
-        ) from error
 
 
 def _timing(engine: Engine | RemoteEngine, *, live: bool) -> dict[str, Any]:

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
     from moshi_pipe.hooks import NodeRegistry
 
+NO_OUTPUT_DIR: Final = "output_dir is empty"
+WANTED_OUTPUT_DIR: Final = "name a folder, or `.` for the one where you stand"
+
 _SCHEMAS: Final[Mapping[str, type]] = {
     "engine": EngineOptions,
     "sampling": SamplingOptions,
@@ -444,7 +447,7 @@ def _check_names(cfg: DictConfig, problems: list[str]) -> None:
         if number is not None and not number >= bound:  # also refuses not-a-number
             problems.append(f"{key} cannot be {number}: at least {bound}")
     if not str(cfg.output_dir).strip():
-        problems.append("output_dir is empty: name a folder, or `.` for the one where you stand")
+        problems.append(f"{NO_OUTPUT_DIR}: {WANTED_OUTPUT_DIR}")
     if cfg.seed is not None and cfg.seed >= 2**63:
         problems.append(f"seed cannot be {cfg.seed}: at most 2^63 - 1")
     for key in ("lead_s", "tail_s", "max_tail_s", "end_on_silence_s", "drop_until_pad_s"):

@@ -27,6 +27,9 @@ PACE: Final = (
 )
 """Keys of ``engine`` that change how fast a run goes."""
 
+MANIFEST_SUFFIXES: Final = (".jsonl", ".ndjson", ".csv")
+"""Endings of files that list recordings."""
+
 _LETTERS: Final = 16
 
 
@@ -77,6 +80,49 @@ def run_identity(composed: str) -> str:
     engine = values.get("engine") or {}
     values["engine"] = {key: value for key, value in engine.items() if key not in PACE}
     return digest(sorted((k, v) for k, v in flat(values) if not is_path_key(k)))
+
+
+def swept_aside(composed: str, swept: Iterable[str]) -> list[tuple[str, Any]]:
+    """What a signature leaves aside, where a sweep makes it differ: keys and values.
+
+    Args:
+        composed: The configuration.
+        swept: Keys, groups or ``experiment``, which may set any key.
+
+    Raises:
+        ConfigError: ``composed`` is no configuration.
+    """
+    names = [name.replace("/", ".") for name in swept]
+    paced = {f"engine.{key}" for key in PACE}
+    return sorted(
+        (key, value)
+        for key, value in flat(read_composed(composed))
+        if key == "device" or key in paced or (key.startswith("sink.") and is_path_key(key))
+        if any(sets(name, key) for name in names)
+    )
+
+
+def sets(name: str, key: str) -> bool:
+    """Whether a word that begins with ``name=`` may set a key: itself, its group, an experiment."""
+    return name in (key, "experiment") or key.startswith(f"{name}.")
+
+
+def reads_one_file(composed: str) -> bool:
+    """Whether a run reads a single recording or none, so that :func:`input_places` tells of all.
+
+    Not so of a folder, a pattern, an address or a manifest.
+
+    Raises:
+        ConfigError: ``composed`` is no configuration.
+    """
+    given = [
+        str(value)
+        for key, value in flat(read_composed(composed))
+        if key.startswith("source.") and is_path_key(key) and value
+    ]
+    return all(
+        Path(path).is_file() and not path.lower().endswith(MANIFEST_SUFFIXES) for path in given
+    )
 
 
 def input_places(composed: str) -> list[tuple[str, str, list[list[int]]]]:

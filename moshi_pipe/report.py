@@ -267,6 +267,22 @@ def write_report(report: RunReport, composed: str, folder: Path | None = None) -
     return path
 
 
+def make_output_dir(folder: Path) -> None:
+    """Make a folder of results, unless it is there.
+
+    Raises:
+        OutputError: It cannot be made; names the folder and the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make the output folder {folder}",
+            got=error.strerror or str(error),
+            fix="choose another folder: output_dir=FOLDER",
+        ) from error
+
+
 def write_atomically(path: Path, text: str, *, elsewhere: str = "output_dir=FOLDER") -> None:
     """Write a file such that a reader, or a crash, sees the old one or the new one, never half.
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _PART: Final = ("start_s", "duration_s", "channel")
 """What a source may say of which part of its file a session is."""
 
+_RECORD_END: Final = ".session.json"
+_METRICS_END: Final = ".metrics.json"
+
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -74,7 +77,14 @@ class SessionRecords:
 
     def path(self, session_id: str) -> Path:
         """The file about a session."""
-        return self._folder / f"{session_id}.session.json"
+        return self._folder / f"{session_id}{_RECORD_END}"
+
+    def forget(self, session_id: str) -> None:
+        """Remove what an earlier run wrote about a session, as its results are overwritten now."""
+        for end in (_RECORD_END, _METRICS_END):
+            path = self._folder / f"{session_id}{end}"
+            if self._writers.get(path, session_id) == session_id:  # no other's
+                path.unlink(missing_ok=True)
 
     def signature(self, meta: Mapping[str, Any], seed: int) -> str:
         """Identifies a session's configuration and input."""

@@ -17,14 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.compose import resolve, store_schemas, written_yaml
+from moshi_pipe.compose import (
+    NO_OUTPUT_DIR,
+    WANTED_OUTPUT_DIR,
+    resolve,
+    store_schemas,
+    written_yaml,
+)
 from moshi_pipe.config_files import conf_dir
 from moshi_pipe.errors import ConfigError, MoshiPipeError, OutputError, SessionError
-from moshi_pipe.identity import digest, input_places, run_identity
+from moshi_pipe.identity import digest, input_places, reads_one_file, run_identity, swept_aside
 from moshi_pipe.plugins import load_plugins
-from moshi_pipe.report import INTERRUPTED, versions
+from moshi_pipe.report import INTERRUPTED, make_output_dir, versions
 from moshi_pipe.sweep_cells import Cell, claim, read_cells, write_index
 from moshi_pipe.units import format_count, format_duration
+from moshi_pipe.urls import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,7 +78,9 @@ def plan_sweep(overrides: Sequence[str], flags: Sequence[str], words: Sequence[s
         words: As they were typed.
 
     Raises:
-        ConfigError: The folder of the sweep itself is swept.
+        ConfigError: The folder of the sweep itself is swept, is none or an address; or there is
+            nothing to run.
+        OutputError: That folder cannot be made.
         HydraException: A word is wrong; Hydra itself would say the same.
     """
     from hydra import compose, initialize_config_dir
@@ -88,6 +97,7 @@ def plan_sweep(overrides: Sequence[str], flags: Sequence[str], words: Sequence[s
         swept = {one.get_key_element(): one for one in parser.parse_overrides(params)}
         swept |= {one.get_key_element(): one for one in parsed}
         swept = {key.lstrip("+"): one for key, one in swept.items() if one.is_sweep_override()}
+        _refuse_nothing(swept)
         total = _count(swept) if str(sweeper._target_).endswith(_BASIC) else None
     if "output_dir" in swept:
         raise ConfigError(
@@ -96,7 +106,7 @@ def plan_sweep(overrides: Sequence[str], flags: Sequence[str], words: Sequence[s
             wanted="one folder",
         )
     return Sweep(
-        folder=Path(os.path.abspath(os.path.expanduser(str(cfg.output_dir)))),
+        folder=_make_folder(str(cfg.output_dir)),
         words=tuple(words),
         total=total,
         swept=tuple(sorted(swept)),
@@ -117,6 +127,42 @@ def _count(swept: dict[str, Any]) -> int | None:
     if not all(one.is_discrete_sweep() for one in swept.values()):
         return None
     return math.prod(sum(1 for _ in one.sweep_string_iterator()) for one in swept.values())
+
+
+def _refuse_nothing(swept: dict[str, Any]) -> None:
+    """Refuse a key without any value: no cell would run.
+
+    Raises:
+        ConfigError: Names the word.
+    """
+    for key, one in swept.items():
+        if one.is_discrete_sweep() and next(one.sweep_string_iterator(), None) is None:
+            raise ConfigError(
+                f"there is nothing to run: {key} has no value",
+                got=one.input_line,
+                wanted="at least one value",
+            )
+
+
+def _make_folder(output_dir: str) -> Path:
+    """The folder of a sweep, made.
+
+    Raises:
+        ConfigError: It is not named, or is an address.
+        OutputError: It cannot be made.
+    """
+    if not output_dir.strip():
+        raise ConfigError(NO_OUTPUT_DIR, wanted=WANTED_OUTPUT_DIR)
+    if is_url(output_dir):
+        raise ConfigError(
+            "a sweep cannot write to an address",
+            got=f"output_dir={output_dir}",
+            wanted="a folder, in which cells are found again and kept apart by locks",
+            fix="output_dir=FOLDER and copy it when the sweep is over, or run without -m",
+        )
+    folder = Path(os.path.abspath(os.path.expanduser(output_dir)))
+    make_output_dir(folder)
+    return folder
 
 
 def _search(flags: Sequence[str]) -> list[str]:
@@ -144,33 +190,35 @@ def run_cell(cfg: DictConfig, sweep: Sweep, plugins: Plugins, number: int, words
     """
     cfg.output_dir = str(sweep.folder / str(number))
     composed = written_yaml(cfg)
-    device = cfg.device if "device" in sweep.swept else None
+    aside = swept_aside(composed, sweep.swept)
     signature = run_identity(composed)
     cell = claim(
         Cell(
             folder=sweep.folder / str(number),
-            key=digest([signature, input_places(composed), versions()["moshi-pipe"], device]),
+            key=digest([signature, input_places(composed), versions()["moshi-pipe"], aside]),
             signature=signature,
             number=number + 1,
             overrides=words,
-            launch=sweep.launch,
+            launches={sweep.launch: False},
         )
     )
     cfg.output_dir = str(cell.folder)
     other = f"cell {cell.number}: another process runs it in {cell.folder}; waiting for that"
     with cell.held(lambda: _say(other)):
-        if cfg.resume and cell.is_finished:
-            cell.state, cell.exit_code, cell.kept = "done", 0, True
+        cell.recall()
+        if cfg.resume and cell.is_finished and reads_one_file(composed):
+            cell.launches[sweep.launch] = True
+            cell.write()
         else:
             _run(cell, cfg, sweep, plugins)
-        cell.write()
     return cell.exit_code or 0
 
 
 def _run(cell: Cell, cfg: DictConfig, sweep: Sweep, plugins: Plugins) -> None:
     """Run a cell and remember in it what became of it."""
     begun = time.monotonic()
-    cell.write()
+    earlier = cell.finished_report()
+    cell.begin()
     try:
         cell.exit_code = _run_config(cell, cfg, sweep, plugins)
         cell.state = {0: "done", INTERRUPTED: "interrupted"}.get(cell.exit_code, "failed")
@@ -184,7 +232,11 @@ def _run(cell: Cell, cfg: DictConfig, sweep: Sweep, plugins: Plugins) -> None:
         if not isinstance(error, MoshiPipeError):
             cell.error = f"{type(error).__name__}: {cell.error}"
     finally:
-        cell.wall_s = round(time.monotonic() - begun, 3)
+        if cell.state == "done" and cell.did_nothing:
+            cell.launches[sweep.launch] = True
+            cell.keep_report(earlier)
+        else:
+            cell.wall_s = round(time.monotonic() - begun, 3)
         cell.write()
 
 
@@ -236,7 +288,7 @@ class Watcher:
     def cells(self) -> list[Cell]:
         """Cells that this launch has begun or found finished."""
         found = read_cells(self._sweep.folder)
-        return [cell for cell in found if cell.launch == self._sweep.launch]
+        return [cell for cell in found if self._sweep.launch in cell.launches]
 
     def exit_code(self) -> int:
         """The code that all failed cells share, else that of a failed session; 0 without."""
@@ -246,7 +298,7 @@ class Watcher:
     def summary(self) -> str:
         """What became of the sweep, in a line."""
         cells = self.cells()
-        kept = sum(cell.kept for cell in cells)
+        kept = sum(cell.launches[self._sweep.launch] for cell in cells)
         total = self._sweep.total or len(cells)
         done = sum(cell.state == "done" for cell in cells)
         parts = [f"{done} of {format_count(total, 'cell')} done"]
@@ -277,7 +329,7 @@ class Watcher:
 
     def _line(self, cell: Cell) -> str:
         what = f"{cell.state} in {format_duration(cell.wall_s)}"
-        if cell.kept:
+        if cell.launches[self._sweep.launch]:
             what = "was done before"
         if cell.state == "failed":
             error = cell.error or f"exit code {cell.exit_code}, see {cell.folder / LOG_NAME}"

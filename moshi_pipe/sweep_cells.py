@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from moshi_pipe.errors import OutputError
-from moshi_pipe.report import read_record, read_report, write_atomically
+from moshi_pipe.report import REPORT_NAME, read_record, read_report, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CELL_NAME: Final = "cell.json"
 INDEX_NAME: Final = "sweep.json"
+_MAX_LAUNCHES: Final = 16
 STATES: Final = ("running", "done", "failed", "interrupted")
 
 
@@ -39,8 +41,7 @@ class Cell:
         exit_code: Of its run; None while it runs.
         error: Why it failed.
         wall_s: Seconds that it took.
-        launch: Which launch of the sweep ran it last.
-        kept: Whether that launch found it finished.
+        launches: The last ones of the sweep that came to it, and whether each found it finished.
     """
 
     folder: Path
@@ -52,8 +53,7 @@ class Cell:
     exit_code: int | None = None
     error: str | None = None
     wall_s: float = 0.0
-    launch: str = ""
-    kept: bool = False
+    launches: dict[str, bool] = field(default_factory=dict)
 
     def write(self) -> None:
         """Put it on disk; a reader sees the old or the new one, never half.
@@ -65,14 +65,45 @@ class Cell:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its run is complete: all sessions done, every file still there."""
+        """Whether its run is complete: all sessions done, every file still there.
+
+        A ``run.json`` alone says nothing: a run that began later may have been killed.
+        """
         run = read_report(self.folder)
         return (
-            run.get("signature") == self.signature
+            self.state == "done"
+            and run.get("signature") == self.signature
             and run.get("exit_code") == 0
             and run.get("interrupted") is False
+            and all(session.get("status") == "done" for session in run.get("sessions", ()))
             and all((self.folder / name).is_file() for name in _files(run))
         )
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether its last run found all sessions done."""
+        run = read_report(self.folder)
+        counts = (run.get("totals") or {}).get("counts")
+        if counts is None:
+            counts = Counter(session.get("status") for session in run.get("sessions", ()))
+        return {status for status, count in counts.items() if count} == {"skipped"}
+
+    def finished_report(self) -> str | None:
+        """Its ``run.json`` as it stands, if its run is complete."""
+        if not self.is_finished:
+            return None
+        with suppress(OSError):
+            return (self.folder / REPORT_NAME).read_text(encoding="utf-8")
+        return None
+
+    def keep_report(self, text: str | None) -> None:
+        """Put an earlier report back, which tells more than one of a run that did nothing.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if text is not None:
+            write_atomically(self.folder / REPORT_NAME, text)
 
     @contextmanager
     def held(self, waits: Callable[[], None]) -> Iterator[None]:
@@ -97,6 +128,27 @@ class Cell:
         finally:
             os.close(descriptor)
 
+    def recall(self) -> None:
+        """Take over what its folder says of earlier runs of the same; call it while it is held."""
+        known = read_cell(self.folder)
+        if known is None:
+            return
+        self.launches = {**known.launches, **self.launches}
+        for launch in list(self.launches)[:-_MAX_LAUNCHES]:
+            del self.launches[launch]
+        if known.key == self.key:
+            self.state, self.exit_code = known.state, known.exit_code
+            self.error, self.wall_s = known.error, known.wall_s
+
+    def begin(self) -> None:
+        """Say on disk that it runs.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        self.state, self.exit_code, self.error = "running", None, None
+        self.write()
+
     def _text(self) -> str:
         record = {name: value for name, value in asdict(self).items() if name != "folder"}
         return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
@@ -105,7 +157,8 @@ class Cell:
 def claim(cell: Cell) -> Cell:
     """Find the folder of a cell, or take one: its own if that is free, else one with a number.
 
-    Safe beside other processes that claim cells of the same sweep.
+    One that failed gives its folder to the same words with another input, such as one that was
+    not there. Safe beside other processes that claim cells of the same sweep.
 
     Args:
         cell: With the folder that it would like.
@@ -117,10 +170,12 @@ def claim(cell: Cell) -> Cell:
         OutputError: No folder can be made.
     """
     sweep_dir = cell.folder.parent
-    for known in read_cells(sweep_dir):
-        if known.key == cell.key:
-            cell.folder = known.folder
-            return cell
+    found = read_cells(sweep_dir)
+    same = [known for known in found if known.key == cell.key]
+    same = same or [known for known in found if known.state == "failed" and _alike(known, cell)]
+    if same:
+        cell.folder = same[0].folder
+        return cell
     number = int(cell.folder.name)
     while not _take(cell, sweep_dir / str(number)):
         if read_record(sweep_dir / str(number) / CELL_NAME).get("key") == cell.key:
@@ -128,6 +183,11 @@ def claim(cell: Cell) -> Cell:
         number += 1
     cell.folder = sweep_dir / str(number)
     return cell
+
+
+def _alike(known: Cell, cell: Cell) -> bool:
+    """Whether two cells were asked for the same."""
+    return known.signature == cell.signature and known.overrides == cell.overrides
 
 
 def _take(cell: Cell, folder: Path) -> bool:
@@ -153,10 +213,17 @@ def read_cells(sweep_dir: Path) -> list[Cell]:
     """Cells of a sweep, by number; what cannot be read is left out."""
     cells = []
     for path in sweep_dir.glob(f"[!.]*/{CELL_NAME}"):  # not those that are being made
-        record = read_record(path)
-        with suppress(TypeError):  # of another version, or no cell
-            cells.append(Cell(path.parent, **record))
+        cell = read_cell(path.parent)
+        if cell is not None:
+            cells.append(cell)
     return sorted(cells, key=lambda cell: (cell.number, cell.folder.name))
+
+
+def read_cell(folder: Path) -> Cell | None:
+    """The cell in a folder; None where it cannot be read, is of another version or is none."""
+    with suppress(TypeError):
+        return Cell(folder, **read_record(folder / CELL_NAME))
+    return None
 
 
 def write_index(sweep_dir: Path, words: Sequence[str], total: int | None, *, ended: bool) -> None:
@@ -185,7 +252,7 @@ def write_index(sweep_dir: Path, words: Sequence[str], total: int | None, *, end
 
 
 def _files(run: Mapping[str, Any]) -> list[str]:
-    """Results of a run, as paths from its folder; those of sessions that were there before too."""
+    """Results of a run, as paths from its folder."""
     root = str(run.get("output_dir", ""))
     return [
         os.path.relpath(file, root)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from moshi_pipe.identity import input_places, run_identity
+from moshi_pipe.identity import input_places, reads_one_file, run_identity, swept_aside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +72,41 @@ def test_inputs_are_known_by_their_place_and_files_by_their_time(tmp_path: Path)
 
     assert [key for key, _, _ in before] == ["source.path"]
     assert input_places(config) != before
+
+
+@pytest.mark.parametrize(
+    ("swept", "keys"),
+    [
+        ("seed", []),
+        ("sampling", []),
+        ("output_dir", []),
+        ("engine.late", ["engine.late"]),
+        ("engine", ["engine.late"]),
+        ("device", ["device"]),
+        ("sink.file.path", ["sink.file.path"]),
+        ("experiment", ["device", "engine.late", "sink.file.path"]),
+    ],
+)
+def test_what_a_signature_leaves_aside_counts_where_it_is_swept(
+    swept: str, keys: list[str]
+) -> None:
+    assert [key for key, _ in swept_aside(CONFIG, ["seed", swept])] == keys
+
+
+@pytest.mark.parametrize(
+    ("path", "one"),
+    [("talk.wav", True), ("list.jsonl", False), (".", False), ("*.wav", False)],
+)
+def test_one_file_is_told_from_many(tmp_path: Path, path: str, one: bool) -> None:
+    for name in ("talk.wav", "list.jsonl"):
+        (tmp_path / name).touch()
+
+    assert reads_one_file(CONFIG.replace("path: in", f'path: "{tmp_path / path}"')) is one
+
+
+def test_what_has_no_path_or_an_address_is_told_from_a_file() -> None:
+    assert reads_one_file(CONFIG.replace("path: in", "duration_s: 1"))
+    assert not reads_one_file(CONFIG.replace("path: in", "path: s3://bucket/a.wav"))
 
 
 def test_a_model_is_known_by_the_files_in_its_folder(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from moshi_pipe.compose import load_run
 from moshi_pipe.errors import CheckpointError, ConfigError, InputError
 from moshi_pipe.models import plan
 from moshi_pipe.models.make_checkpoint import make_checkpoint
+from moshi_pipe.nodes.file_sink import FileSink
 from moshi_pipe.plugins import load_plugins
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "question.wav"
@@ -450,6 +451,34 @@ def test_results_that_another_run_began_to_overwrite_are_made_anew(tmp_path: Pat
     assert run("source.path=a.wav") == 0
 
     assert Path("moshi-out/a.wav").read_bytes() == good
+
+
+def test_what_tells_of_overwritten_results_goes_before_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+    assert run("source.path=a.wav", "sink=[file]") == 0
+    metrics = Path("moshi-out/a.metrics.json")
+    metrics.write_text("{}", encoding="utf-8")
+    told: list[set[str]] = []
+    opens = FileSink.open
+
+    def there() -> set[str]:
+        return {path.name for path in Path("moshi-out").glob("*.json")}
+
+    async def look(self: FileSink, *given: Any) -> None:
+        told.append(there())
+        await opens(self, *given)
+
+    monkeypatch.setattr(FileSink, "open", look)
+    assert run("source.path=a.wav", "sink=[file]") == 0
+    assert told == []  # nothing was made
+    assert {"run.json", metrics.name} <= there()
+
+    assert run("source.path=a.wav", "sink=[file]", "resume=false") == 0
+
+    assert told == [set()]
+    assert there() == {"run.json", "a.session.json"}
 
 
 def test_a_changed_model_or_part_of_a_recording_makes_results_anew(

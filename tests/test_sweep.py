@@ -13,7 +13,7 @@ import pytest
 from support.audio import write_babble
 
 from moshi_pipe.cli import main
-from moshi_pipe.sweep import CellTask, Sweep
+from moshi_pipe.sweep import CellTask, Sweep, Watcher
 from moshi_pipe.sweep_cells import Cell, claim, read_cells
 
 if TYPE_CHECKING:
@@ -84,6 +84,78 @@ def test_a_cell_that_was_cut_is_run_again_in_its_folder(tmp_path: Path, lost: st
     assert not Path("moshi-out/2").exists()
 
 
+def test_a_cell_that_was_killed_while_it_was_made_anew_is_no_finished_one(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+    assert main([*SWEEP, "seed=1,2"]) == 0
+    before = written()
+    whole = Path("moshi-out/0/a.wav").read_bytes()
+    kill = (
+        "import os, sys\n"
+        "from moshi_pipe.cli import main\n"
+        "from moshi_pipe.nodes.file_sink import FileSink\n"
+        "FileSink.open = lambda *given: os.kill(os.getpid(), 9)\n"
+        "main(sys.argv[1:])\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", kill, *SWEEP, "seed=1,2", "resume=false"], check=False
+    )
+    assert killed.returncode == -9
+    Path("moshi-out/0/a.wav").write_bytes(whole[:50])
+
+    assert main([*SWEEP, "seed=1,2"]) == 0
+
+    assert Path("moshi-out/0/a.wav").read_bytes() == whole
+    assert written()["moshi-out/1/a.wav"] == before["moshi-out/1/a.wav"]
+
+
+def test_a_cell_is_finished_only_if_it_says_so(tmp_path: Path) -> None:
+    report = {"signature": "a", "exit_code": 0, "interrupted": False, "output_dir": str(tmp_path)}
+    (tmp_path / "run.json").write_text(json.dumps(report), encoding="utf-8")
+    cell = Cell(tmp_path, key="a", signature="a", number=1, state="done")
+    assert cell.is_finished
+
+    cell.begin()  # as a run does that is killed then
+
+    again = Cell(tmp_path, key="a", signature="a", number=1)
+    again.recall()
+    assert not again.is_finished
+
+
+def test_sweeps_of_one_folder_at_once_know_all_their_cells(tmp_path: Path) -> None:
+    def cell(launch: str) -> Cell:
+        wanted = Cell(tmp_path / "0", key="a", signature="a", number=1, launches={launch: False})
+        return claim(wanted)
+
+    first, second = cell("one"), cell("two")
+    first.recall()
+    first.state = "done"
+    first.write()
+    second.recall()
+    second.launches["two"] = True
+    second.write()
+
+    watchers = [Watcher(Sweep(tmp_path, total=1, launch=launch)) for launch in ("one", "two")]
+
+    assert [watcher.summary().split("; ")[0] for watcher in watchers] == [
+        "sweep: 1 of 1 cell done",
+        "sweep: 1 of 1 cell done, 1 of them before",
+    ]
+
+
+def test_a_cell_whose_input_was_missing_keeps_its_folder(tmp_path: Path) -> None:
+    assert main([*SWEEP, "seed=1,2"]) == 3
+    write_babble(tmp_path / "a.wav", 0.4)
+
+    assert main([*SWEEP, "seed=1,2"]) == 0
+
+    index = read_json("moshi-out/sweep.json")
+    assert [(cell["folder"], cell["state"]) for cell in index["cells"]] == [
+        ("0", "done"),
+        ("1", "done"),
+    ]
+    assert index["finished"] is True
+
+
 def test_another_input_of_the_same_name_is_another_cell(tmp_path: Path) -> None:
     for folder, seconds in (("en", 0.4), ("fr", 0.8)):
         write_babble(tmp_path / folder / "a.wav", seconds)
@@ -105,11 +177,61 @@ def test_a_changed_input_makes_its_cells_again(tmp_path: Path) -> None:
     assert read_json("moshi-out/1/run.json")["frames"] == 10
 
 
+def test_a_folder_is_looked_at_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write_babble(tmp_path / "in" / f"{name}.wav", 0.4)
+    words = ["-m", "source.path=in", "model=embedded", "sink=[file]", "seed=1"]
+    assert main(words) == 0
+    before, report = written(), read_json("moshi-out/0/run.json")
+    capsys.readouterr()
+
+    assert main(words) == 0
+
+    assert (written(), read_json("moshi-out/0/run.json")) == (before, report)
+    assert "was done before (0/)" in capsys.readouterr().err
+
+    write_babble(tmp_path / "in" / "b.wav", 0.8)
+    write_babble(tmp_path / "in" / "c.wav", 0.4)
+    assert main(words) == 0
+
+    assert written()["moshi-out/0/a.wav"] == before["moshi-out/0/a.wav"]
+    assert "was done before" not in capsys.readouterr().err
+    sessions = read_json("moshi-out/0/run.json")["sessions"]
+    assert [(one["id"], one["status"], one["frames"]) for one in sessions] == [
+        ("a", "skipped", 0),
+        ("b", "done", 10),
+        ("c", "done", 5),
+    ]
+    assert not Path("moshi-out/1").exists()
+
+
 def test_devices_that_are_swept_are_cells(build: FakeBuild) -> None:
     assert main(["-m", "source=silence", "device=cpu,cuda:1"]) == 0
 
     assert [config.backend.device for config in build.configs] == ["cpu", "cuda:1"]
     assert len({config.output_dir for config in build.configs}) == 2
+
+
+def test_a_pace_that_is_swept_is_cells_and_one_that_is_not_is_none(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+    assert main([*SWEEP, "seed=1", "engine.inbox_frames=8,16"]) == 0
+    before = written()
+    assert len(before) == 2
+
+    assert main([*SWEEP, "seed=1", "engine.inbox_frames=16,8"]) == 0
+    assert written() == before
+    assert main([*SWEEP, "seed=1,2"]) == 0
+    assert main([*SWEEP, "seed=1,2", "engine.inbox_frames=16", "device=cpu"]) == 0
+
+    assert len(written()) == 4
+
+
+def test_names_of_results_that_are_swept_are_cells(tmp_path: Path) -> None:
+    write_babble(tmp_path / "a.wav", 0.4)
+
+    assert main([*SWEEP, "seed=1", "sink.file.path=x,y"]) == 0
+
+    assert set(written()) == {"moshi-out/0/x.wav", "moshi-out/1/y.wav"}
 
 
 def test_resume_false_runs_all_again(tmp_path: Path) -> None:
@@ -182,6 +304,49 @@ def test_the_folder_of_a_sweep_is_one(build: FakeBuild, capsys: pytest.CaptureFi
 
     assert build.configs == []
     assert "output_dir is the folder of all cells" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/sweep", "file:///tmp/sweep"])
+def test_a_sweep_writes_to_no_address(
+    build: FakeBuild, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    assert main(["-m", "source=silence", "seed=1,2", f"output_dir={place}"]) == 2
+
+    told = capsys.readouterr().err
+    assert "a sweep cannot write to an address" in told
+    assert f"output_dir={place}" in told
+    assert (build.configs, list(Path().iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("flag", [["-m"], []])
+@pytest.mark.parametrize(
+    ("place", "code", "what"),
+    [
+        ("", 2, "output_dir is empty\n  wanted: name a folder"),
+        ("file", 4, "cannot make the output folder"),
+        ("/dev/null/x", 4, "cannot make the output folder /dev/null/x"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_told_as_without_a_sweep(
+    capsys: pytest.CaptureFixture[str], flag: list[str], place: str, code: int, what: str
+) -> None:
+    Path("file").touch()
+
+    assert main([*flag, "source=silence", "model=embedded", f"output_dir={place}"]) == code
+
+    assert what in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_a_sweep_of_nothing_is_refused(
+    build: FakeBuild, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-m", "source=silence", "seed=range(3,1)"]) == 2
+
+    told = capsys.readouterr().err
+    assert "there is nothing to run: seed has no value" in told
+    assert "seed=range(3,1)" in told
+    assert build.configs == []
 
 
 def test_a_wrong_key_is_told_before_anything_runs(

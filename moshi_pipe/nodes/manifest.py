@@ -20,12 +20,13 @@ import numpy as np
 
 from moshi_pipe import urls
 from moshi_pipe.errors import InputError, closest
+from moshi_pipe.identity import MANIFEST_SUFFIXES
 from moshi_pipe.nodes.files import unique_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-SUFFIXES: Final = (".jsonl", ".ndjson", ".csv")
+SUFFIXES: Final = MANIFEST_SUFFIXES
 """Endings of manifests."""
 
 _KEYS: Final = ("path", "id", "seed", "start_s", "duration_s", "channel")

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from moshi_pipe.identity import PACE
+from moshi_pipe.identity import PACE, sets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from moshi_pipe.report_page.collect import RunPart
 
 _ASIDE: Final = ("output_dir", "resume", "experiment", "seed", *(f"engine.{key}" for key in PACE))
-"""Keys that make no other configuration: a group of runs differs in its seeds alone."""
+"""Keys that make no other configuration: a group of runs differs in its seeds alone.
+
+Unless they are of pace and a sweep names them.
+"""
 
 _UNIT_ENDS: Final = {
     "_s": "s",
@@ -93,10 +96,15 @@ def differing_keys(runs: Sequence[RunPart]) -> list[str]:
     for run in runs:
         known |= dict.fromkeys(run.config)
     configured = [run for run in runs if run.config]
+    words = {word for run in runs for word in run.cell.get("overrides") or ()}
+    names = {str(word).partition("=")[0].lstrip("+").replace("/", ".") for word in words}
+    named = {f"engine.{key}" for key in PACE}
+    named = {key for key in named if any(sets(name, key) for name in names)}
     return [
         key
         for key in known
-        if key not in _ASIDE and len({_shown(run.config.get(key)) for run in configured}) > 1
+        if (key not in _ASIDE or key in named)
+        and len({_shown(run.config.get(key)) for run in configured}) > 1
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from support.runs import RATE, voice, write_run
 
-from moshi_pipe.report_page.collect import Sound, collect
+from moshi_pipe.report_page.collect import RunPart, Sound, collect
 from moshi_pipe.report_page.compare import (
     Spread,
     differing_keys,
@@ -130,6 +130,32 @@ def test_seeds_are_spread_and_all_else_is_a_configuration(tmp_path: Path) -> Non
     assert spread(groups[0].runs, "score").mean == pytest.approx(2.5)
     assert spread(groups[0].runs, "score").sd == pytest.approx(1.0)  # of 1.5, 2.5, 3.5: n - 1
     assert str(spread(groups[0].runs, "score")) == "2.5 ± 1.0"
+
+
+@pytest.mark.parametrize(
+    ("word", "keys"),
+    [
+        ("engine.late", ["engine.late"]),
+        ("engine", ["engine.late"]),
+        ("engine.admit_ms", []),
+        ("seed", []),
+    ],
+)
+def test_pace_is_a_configuration_where_a_sweep_names_it(
+    tmp_path: Path, word: str, keys: list[str]
+) -> None:
+    runs = [
+        RunPart(
+            tmp_path,
+            late,
+            {},
+            {"seed": seed, "engine.late": late},
+            {"overrides": [f"seed={seed}", f"{word}=x"]},
+        )
+        for seed, late in ((1, "fail"), (2, "drop"))
+    ]
+
+    assert differing_keys(runs) == keys
 
 
 @pytest.mark.parametrize(
