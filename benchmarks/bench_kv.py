@@ -13,6 +13,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gpu_models import fill_rings
 from measure import Step, emit, summary, time_interleaved
 
 from moshi_pipe.hooks import BackendOptions
@@ -68,17 +69,7 @@ def full_step(model: Moshi, kind: torch.dtype, slots: int) -> Step:
     """A step of all slots on rings that are full of random numbers."""
     model.kv_dtype = kind
     state = model.new_state(slots)
-    state.temporal.position_B += state.temporal.rings[0].keys_BHLE.shape[2]
-    for ring in state.temporal.rings:
-        for held, scales in (
-            (ring.keys_BHLE, ring.key_scales_BHL),
-            (ring.values_BHLE, ring.value_scales_BHL),
-        ):
-            if scales is None:
-                held.normal_()
-            else:
-                held.random_(-127, 128)
-                scales.fill_(1 / 64)
+    fill_rings(state.temporal)
     column_BS, valid_B, controls = inputs(model, slots)
 
     def step(_: int) -> None:

@@ -184,7 +184,7 @@ class SileroDetector:
     ) -> None:
         self._threshold = threshold
         self._sample_rate = sample_rate
-        self._model = (load or _load_silero)()
+        self._model = (load or load_silero)()
         self._resampler: Any = None
         if sample_rate != _SILERO_RATE:
             import soxr
@@ -242,8 +242,8 @@ def _with_release(probabilities: list[float], threshold: float) -> npt.NDArray[n
     return active_T
 
 
-def _load_silero() -> Any:
-    """Silero's model; a fresh one each time, since it holds the state.
+def load_silero() -> Any:
+    """Load silero's model from its package; a fresh one each time, since it holds the state.
 
     Importing silero_vad sets torch to one thread for the whole process. That is the engine's to
     choose, so it is put back.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from moshi_pipe.metrics.activity import load_silero
 from moshi_pipe_vad.turns import Segment
 
 if TYPE_CHECKING:
@@ -28,34 +29,18 @@ Source: snakers4/silero-vad src/silero_vad/utils_vad.py, OnnxWrapper.__call__.
 """
 
 
-def load_model() -> Any:
-    """Load silero's model from its package; a fresh one each time, since it holds the state.
-
-    Importing silero_vad sets torch to one thread for the whole process. That is the engine's to
-    choose, so it is put back.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        from silero_vad import load_silero_vad
-    finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-    return load_silero_vad(onnx=True)
-
-
 class Detector:
     """Finds segments in one speaker's audio; any chunking gives the same ones.
 
     Args:
         options: What counts as speech.
         sample_rate: Hz of what is pushed.
-        load: Gives a model with state of its own; see :func:`load_model`.
+        load: Gives a model with state of its own; see
+            :func:`~moshi_pipe.metrics.activity.load_silero`.
     """
 
     def __init__(
-        self, options: VadOptions, sample_rate: int, load: Callable[[], Any] = load_model
+        self, options: VadOptions, sample_rate: int, load: Callable[[], Any] = load_silero
     ) -> None:
         model = load()
         from silero_vad import VADIterator

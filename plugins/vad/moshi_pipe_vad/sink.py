@@ -70,7 +70,7 @@ class VadSink(Sink):
 
     Args:
         options: What counts as speech.
-        load: Gives the model; None takes :func:`moshi_pipe_vad.detector.load_model`.
+        load: Gives the model; None takes :func:`moshi_pipe.metrics.activity.load_silero`.
 
     Raises:
         ConfigError: An option is out of bounds.
@@ -109,9 +109,10 @@ class VadSink(Sink):
             )
         import numpy as np
 
-        from moshi_pipe_vad.detector import Detector, load_model
+        from moshi_pipe.metrics.activity import load_silero
+        from moshi_pipe_vad.detector import Detector
 
-        load = self._load or load_model
+        load = self._load or load_silero
         self._session = session
         self._silence_N = np.zeros(form.frame_size, np.float32)
         for output, name in _SPEAKERS.items():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from moshi_pipe_vad.detector import Detector, load_model
+from moshi_pipe_vad.detector import Detector
 from moshi_pipe_vad.options import VadOptions
 from moshi_pipe_vad.sink import VadSink
 
@@ -23,6 +23,7 @@ from moshi_pipe.errors import ConfigError, OutputError
 from moshi_pipe.graph.format import Audio
 from moshi_pipe.graph.node import SessionEnd, SessionInfo
 from moshi_pipe.graph.packet import Packet
+from moshi_pipe.metrics.activity import load_silero
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -280,7 +281,7 @@ def test_what_lists_the_sink_imports_nothing_heavy() -> None:
 def test_the_model_leaves_the_threads_of_torch_alone() -> None:
     code = (
         "import torch; torch.set_num_threads(3)\n"
-        "from moshi_pipe_vad.detector import load_model; load_model()\n"
+        "from moshi_pipe.metrics.activity import load_silero; load_silero()\n"
         "print(torch.get_num_threads())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -331,7 +332,7 @@ def test_silero_finds_speech_of_both_sides_and_no_noise(tmp_path: Path) -> None:
 
 def test_the_sides_have_models_of_their_own() -> None:
     window_N = torch.from_numpy(np.random.default_rng(1).standard_normal(512).astype(np.float32))
-    one, other = load_model(), load_model()
+    one, other = load_silero(), load_silero()
 
     first = float(one(window_N, 16_000).item())
     one(window_N * 0.1, 16_000)
