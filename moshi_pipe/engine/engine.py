@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from moshi_pipe.graph.format import Format
     from moshi_pipe.graph.schedule import Schedule
 
-_IDLE_WAIT_S: Final = 1.0  # an upper bound on a wait that a notification normally ends
+_HELD_WAIT_S: Final = 1.0  # an upper bound on a wait that a notification normally ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +268,7 @@ class Engine:
                 held = self._waiting or self._slots.items() or self._parking.sessions
                 if self._no_more and not held:
                     break
-                self._wait(version)
+                self._wait(version, _HELD_WAIT_S if held else None)
         except Exception as error:  # whatever breaks a tick ends the engine, not the process
             self.error = _as_backend_error(error)
             if self._on_failure is not None and self.ready.is_set():
@@ -278,13 +278,12 @@ class Engine:
             self.ready.set()
             self.close()
 
-    def _wait(self, version: int) -> None:
-        timeout = _IDLE_WAIT_S
+    def _wait(self, version: int, timeout_s: float | None) -> None:
         pause_ns = self._next_start_ns - self._clock.now_ns()
-        if self._options.live and pause_ns > 0:
-            timeout = min(timeout, pause_ns / 1e9)
+        if self._options.live and timeout_s is not None and pause_ns > 0:
+            timeout_s = min(timeout_s, pause_ns / 1e9)
         with self._changed:
-            self._changed.wait_for(lambda: self._version != version, timeout)
+            self._changed.wait_for(lambda: self._version != version, timeout_s)
 
     def _admit(self) -> bool:
         """Give free slots to waiting sessions, in order."""

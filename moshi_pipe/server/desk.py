@@ -64,6 +64,7 @@ class Desk(Doors):
         self._lanes: dict[EdgeProcess, list[Connection | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
+        self._came = asyncio.Event()
 
     def set_host(self, host: Host | None, why: str = "") -> None:
         """The engine is ready, or lost: conversations are closed then, and those who wait go on.
@@ -130,6 +131,12 @@ class Desk(Doors):
             del self._lanes[edge]
             self.counts.gauges.pop(edge.number, None)
 
+    async def visited(self) -> None:
+        """Wait until there is a connection or a conversation: without one, time brings nothing."""
+        while not self._connections and not self.guests:
+            self._came.clear()
+            await self._came.wait()
+
     async def empty(self) -> None:
         """Wait until no conversation goes on."""
         while self.guests:
@@ -194,6 +201,7 @@ class Desk(Doors):
             number = int(message["conn"])
             connection = Connection(edge, number, message["request"])
             self._connections[edge, number] = connection
+            self._came.set()
             self.lobby.arrive(connection, connection.request.get("resume"))
         elif op == "gone":
             self._gone((edge, int(message["conn"])), lost=bool(message["lost"]))

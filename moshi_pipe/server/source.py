@@ -174,6 +174,7 @@ class WebsocketSource(Source):
 
     async def _keep_time(self) -> None:
         while True:
+            await self._desk.visited()
             self._desk.tick()
             await asyncio.sleep(_TICK_S)
 
