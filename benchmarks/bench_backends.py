@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
 import torch
-from measure import emit, summary
+from measure import bandwidth, emit, summary
 
 from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import LM, ModelOptions, open_checkpoint
@@ -142,20 +142,8 @@ def floor_ms(folder: str) -> dict[str, float]:
     numbers = sum(
         tensor.num_elements for name, tensor in lm_layout(spec).tensors.items() if "emb" not in name
     )
-    speed = bandwidth()
+    speed = bandwidth(threads=1)
     return {form: round(numbers * bits / 8 / speed * 1e3, 1) for form, bits in BITS.items()}
-
-
-def bandwidth() -> float:
-    """Bytes per second at which one thread reads memory, the best of five."""
-    torch.set_num_threads(1)
-    data = torch.ones(1 << 27)  # 537 MB
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        data.sum()
-        times.append(time.perf_counter() - start)
-    return data.nbytes / min(times)
 
 
 def table(cells: dict[str, dict[str, Any]], floors: dict[str, float]) -> str:

@@ -1,10 +1,11 @@
 """How long does one language model step take, against the reference?
 
     python benchmarks/bench_lm.py --preset medium --dtype float32 bfloat16 --threads 1 2
-    python benchmarks/bench_lm.py --preset medium --quant int8 int4
+    python benchmarks/bench_lm.py --preset 943m --quant int8 int4 --slots 16
 
 Random weights, the same file for both; greedy, one session, steps done in turn, tokens compared
-while timing. Prints one JSON line.
+while timing. The floor is the bytes that a step reads over the bandwidth at which this machine
+reads, measured in the same run. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
 import torch
-from measure import Step, emit, summary, time_interleaved
+from measure import Step, bandwidth, emit, summary, time_interleaved
+from shapes import num_multiplied, num_parameters, shape
 
 from moshi_pipe.engine.delay_line import DelayLine
 from moshi_pipe.models.checkpoint import LM, ModelOptions, open_checkpoint
@@ -29,7 +31,11 @@ from moshi_pipe.nn.load import load_lm
 from moshi_pipe.nn.moshi import Moshi
 from moshi_pipe.nn.weight_quantizer import WeightQuantizer
 
+if TYPE_CHECKING:
+    from moshi_pipe.models.spec import LMSpec
+
 CPU = torch.device("cpu")
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.625}  # int4 with its scales
 
 
 def main() -> None:
@@ -39,18 +45,21 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
-    parser.add_argument("--preset", default="medium")
+    parser.add_argument("--preset", default="medium", help="of make-checkpoint, or 943m")
+    parser.add_argument("--slots", type=int, default=1, help="also time so many sessions at once")
     parser.add_argument("--quant", nargs="*", default=[], help="also time int8, int4")
     parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
     args = parser.parse_args()
-    results = {}
+    preset = shape(args.preset)
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in args.dtype:
-            make_checkpoint(folder, preset=args.preset, seed=0, dtype=dtype)
+            make_checkpoint(folder, preset=preset, seed=0, dtype=dtype)
             for num_threads in args.threads:
                 key = f"{dtype}, {num_threads} threads"
                 results[key] = run(Path(folder), args, dtype, num_threads)
-    emit("lm", {"preset": args.preset, "results": results})
+    size = {"parameters": num_parameters(preset), "multiplied": num_multiplied(preset)}
+    emit("lm", {"preset": args.preset, **size, "results": results})
 
 
 def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) -> dict[str, Any]:
@@ -70,6 +79,10 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
         add_ours("ours compiled", model, steps, tokens)
     if importlib.util.find_spec("moshi") is not None:
         add_reference(folder, dtype, steps, tokens)
+    for form in (args.quant or [dtype]) if args.slots > 1 else []:
+        quant = None if form == dtype else form
+        name = f"ours {form}, {args.slots} slots"
+        add_ours(name, load(folder, dtype, "fast", quant), steps, tokens, args.slots)
     times = time_interleaved(steps, args.steps, args.warm_up)
     report: dict[str, Any] = {name: summary(times[name]) for name in steps}
     for name, row in report.items():
@@ -78,6 +91,10 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
     if "moshi" in report:
         ratio = report["ours fast"]["median_ms"] / report["moshi"]["median_ms"]
         report["ratio_to_moshi"] = round(ratio, 3)
+    speed = bandwidth(threads=num_threads)
+    read = num_multiplied(shape(args.preset))
+    floors = {form: read * BYTES[form] / speed * 1e3 for form in (dtype, *args.quant)}
+    report["floor_ms"] = {form: round(floor, 1) for form, floor in floors.items()}
     return report
 
 
@@ -97,21 +114,25 @@ def load(folder: Path, dtype: str, numerics: str, quant: str | None = None) -> M
 
 
 def add_ours(
-    name: str, model: Moshi, steps: dict[str, Step], tokens: dict[str, list[list[int]]]
+    name: str,
+    model: Moshi,
+    steps: dict[str, Step],
+    tokens: dict[str, list[list[int]]],
+    num_slots: int = 1,
 ) -> None:
     """Add one of our forms as a contestant."""
     line = DelayLine(model.spec, CPU)
-    state, delays = model.new_state(1), line.new_state(1)
-    zeros, counts = torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+    state, delays = model.new_state(num_slots), line.new_state(num_slots)
+    zeros, counts = torch.zeros(num_slots), torch.zeros(num_slots, dtype=torch.int64)
     controls = Controls(zeros, zeros, counts, counts)
-    valid_B = torch.ones(1, dtype=torch.bool)
+    valid_B = torch.ones(num_slots, dtype=torch.bool)
     made = tokens.setdefault(name, [])
 
     def step(i: int) -> None:
-        column_BS = line.push_user(user_codes(i, model), valid_B, delays)
+        column_BS = line.push_user(user_codes(i, model.spec).expand(num_slots, -1), valid_B, delays)
         out = model.step(column_BS, valid_B, controls, state)
         text_B, codes_BK = line.push_generated(out.text_B, out.codes_BK, valid_B, delays)
-        made.append([*text_B.tolist(), *codes_BK[0].tolist()])
+        made.append([int(text_B[0]), *codes_BK[0].tolist()])
 
     steps[name] = step
 
@@ -128,11 +149,12 @@ def add_reference(
     model = get_moshi_lm(checkpoint.lm_weights, keys, device="cpu", dtype=getattr(torch, dtype))
     generator = LMGen(model, use_sampling=False, support_out_of_sync=True)
     generator.streaming_forever(1)
-    ours = load(folder, dtype, "reference")
+    spec = checkpoint.config.lm
+    assert spec is not None, "the checkpoint has a language model"
     made = tokens.setdefault("moshi", [])
 
     def step(i: int) -> None:
-        out = generator.step(user_codes(i, ours)[..., None])
+        out = generator.step(user_codes(i, spec)[..., None])
         made.append(out[0, :, 0].tolist())
 
     steps["moshi"] = step
@@ -150,9 +172,8 @@ NOT_THE_MODELS = {
 }
 
 
-def user_codes(step: int, model: Moshi) -> torch.Tensor:
+def user_codes(step: int, spec: LMSpec) -> torch.Tensor:
     """Codes of the user's streams, int64 ``[1, K]``."""
-    spec = model.spec
     return (torch.arange(spec.num_user)[None] * 37 + step * 101) % spec.cardinality
 
 

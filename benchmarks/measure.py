@@ -45,6 +45,23 @@ def summary(times_ms: Sequence[float]) -> dict[str, float]:
     }
 
 
+def bandwidth(*, threads: int, megabytes: int = 1024) -> float:
+    """Bytes per second at which so many threads read memory that no cache holds, the best of five.
+
+    A floor: what a step reads once takes at least its bytes over this.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    data = torch.ones(megabytes << 18)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        data.sum()
+        times.append(time.perf_counter() - start)
+    return data.nbytes / min(times)
+
+
 def machine() -> dict[str, Any]:
     """Where the numbers come from."""
     import torch

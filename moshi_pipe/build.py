@@ -48,7 +48,7 @@ from moshi_pipe.resume import (
     keep_others,
     run_signature,
 )
-from moshi_pipe.run_facts import make_facts, max_candidates
+from moshi_pipe.run_facts import make_facts, max_candidates, numerics_line
 from moshi_pipe.run_pace import ring_options, tick_options
 from moshi_pipe.session_records import SessionRecords
 from moshi_pipe.units import NS_PER_SECOND, format_count
@@ -563,6 +563,7 @@ class _Run:
             device=caps.device if caps else self._where(),
             dtype=self._dtype() if caps is None else caps.dtype,
             quant=caps.quant if caps else None,
+            numerics=numerics_line(self.config) if self.models.lm else None,
             seed=self.seed,
             output_dir=str(self.config.output_dir) if self.store is None else self.store.place,
             slots=engine.num_slots,
@@ -615,6 +616,7 @@ def _timing(engine: Engine | RemoteEngine, *, live: bool) -> dict[str, Any]:
     """How long ticks took, and live also how long answers did."""
     timing: dict[str, Any] = {
         "tick": engine.statistics.tick.classes(),
+        "overhead": engine.statistics.overhead.to_dict(),
         "over_time": engine.statistics.series.to_dict(),
     }
     if live:

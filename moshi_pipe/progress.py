@@ -335,8 +335,11 @@ def report_text(report: RunReport) -> str:
         if report.verdict is None
         else ("live", report.verdict),
         ("model", ", ".join([where, *dtype, f"graph {report.graph}"])),
-        ("seed", str(report.seed)),
     ]
+    if report.numerics is not None:
+        weights = [] if report.quant is None else [f"weights in {report.quant.partition(':')[0]}"]
+        rows.append(("numerics", ", ".join([report.numerics, *weights])))
+    rows.append(("seed", str(report.seed)))
     if report.peak_rss_bytes is not None:
         device = report.peak_device_bytes
         gpu = f", {format_bytes(device)} on {report.device}" if device is not None else ""

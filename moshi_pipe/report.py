@@ -150,9 +150,11 @@ class RunReport:
         verdict: Live: whether it kept up, and if not, why.
         live: Live: the numbers behind the verdict.
         quant: How linear weights were stored, in one line; None where they were of ``dtype``.
+        numerics: In which forms the language model was computed, ``fast`` or ``reference``, and
+            what else is not exact; None where that is the backend's affair.
         totals: Of all sessions, where not all are listed; None where they are.
         signature: Identifies the configuration, wherever it runs.
-        timing: How long ticks took, as classes and over the run.
+        timing: How long ticks took, as classes and over the run, and how long outside of nodes.
         endless: Whether the source was without end: no session makes such a run fail.
     """
 
@@ -179,6 +181,7 @@ class RunReport:
     verdict: str | None = None
     live: dict[str, Any] = field(default_factory=dict)
     quant: str | None = None
+    numerics: str | None = None
     totals: SessionTotals | None = None
     signature: str = ""
     timing: dict[str, Any] = field(default_factory=dict)

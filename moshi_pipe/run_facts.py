@@ -31,6 +31,20 @@ def late_policy(late: str | None, *, live: bool) -> str:
     return late or ("drop_oldest" if live else "slow_down")
 
 
+def numerics_line(config: RunConfig) -> str | None:
+    """Which forms the language model is computed in, and what else rounds; None where not by torch.
+
+    What quantizing does is said of the weights themselves.
+    """
+    backend = config.backend
+    if config.remote is not None or backend.backend != "torch":
+        return None
+    parts = [backend.numerics]
+    parts += [] if backend.kv_dtype is None else [f"keys and values in {backend.kv_dtype}"]
+    parts += [] if backend.cuda_kernels == "torch" else [f"kernels of {backend.cuda_kernels}"]
+    return ", ".join(parts)
+
+
 def make_facts(
     config: RunConfig,
     assembly: Assembly | RemoteAssembly,

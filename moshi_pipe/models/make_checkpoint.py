@@ -29,7 +29,7 @@ from moshi_pipe.models.layout import (
     mimi_tensors,
     predicted_file_size,
 )
-from moshi_pipe.models.presets import find_preset, lm_config, mimi_config
+from moshi_pipe.models.presets import Preset, find_preset, lm_config, mimi_config
 from moshi_pipe.models.random_weights import Fill, draw, lm_fill, mimi_fill
 from moshi_pipe.models.spec import MimiSpec
 from moshi_pipe.models.tokenizer import train_tiny_tokenizer
@@ -65,7 +65,7 @@ class MadeCheckpoint:
 def make_checkpoint(
     folder: str | Path,
     *,
-    preset: str = "tiny",
+    preset: str | Preset = "tiny",
     kind: str = "moshi",
     seed: int = 0,
     dtype: str = "bfloat16",
@@ -79,7 +79,7 @@ def make_checkpoint(
 
     Args:
         folder: Where; made if it is not there.
-        preset: Size, a name of :data:`moshi_pipe.models.presets.PRESETS`.
+        preset: Size: a name of :data:`moshi_pipe.models.presets.PRESETS`, or a shape of your own.
         kind: ``moshi``, ``hibiki`` or ``stt``.
         seed: Of the weights, 0 or more.
         dtype: Of the language model: ``float32``, ``bfloat16`` or ``float16``. The codec is always
@@ -91,16 +91,16 @@ def make_checkpoint(
         OutputError: The folder holds a model that is not random, it cannot be written, or the disk
             has no room.
     """
-    shape = find_preset(preset)
+    shape = preset if isinstance(preset, Preset) else find_preset(preset)
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'", wanted=closest(dtype, _DTYPES))
     if seed < 0:
         raise ConfigError("the seed of a checkpoint cannot be negative", got=str(seed))
     codec_config = mimi_config(shape)
-    config = _config_json(lm_config(shape, kind), codec_config, preset, kind, seed)
+    config = _config_json(lm_config(shape, kind), codec_config, shape.name, kind, seed)
     lm = ModelConfig.from_json(config).lm
     if lm is None:
-        raise RuntimeError(f"preset {preset} describes no language model")
+        raise RuntimeError(f"preset {shape.name} describes no language model")
     codec = MimiSpec() if codec_config is None else MimiSpec.from_config(codec_config)
     lm_file = _File(LM_NAME, lm_tensors(lm, _DTYPES[dtype]), lambda n, s: lm_fill(n, s, lm))
     codec_file = _File(_MIMI_NAME, mimi_tensors(codec), lambda n, s: mimi_fill(n, s, codec))

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 
 _INT8_MAX: Final = 127
+_BLOCK: Final = 512
+"""Entries that torch's attention on a CPU takes at a time.
+
+Whole blocks that are masked add zeros, so that leaving them out changes no bit; part of one would.
+"""
 _WIDENED: Final = 1 << 18  # int8 entries that a CPU widens at once: 1 MB of float32 stays in cache
 
 
@@ -97,6 +102,7 @@ def plan_positions(
     head_dim: int,
     max_period: float | None,
     prefix: bool,
+    whole_ring: bool = False,
 ) -> Positions:
     """Work out where new positions are written, how they rotate and what they see.
 
@@ -112,6 +118,8 @@ def plan_positions(
         max_period: Longest period of the rotation, None without rotary positions.
         prefix: Read only the filled part of the ring and, where that is the same, skip the mask.
             For a single slot on a CPU: it asks for the position on the host.
+        whole_ring: Read the ring to its end. Otherwise a CPU leaves out the blocks of it that no
+            slot has filled yet.
 
     Returns:
         The shared quantities.
@@ -128,6 +136,9 @@ def plan_positions(
         length = min(end, capacity)
         if num_new == 1 and (context is None or capacity <= context):
             return Positions(write_BT, cos, sin, None, length)
+    elif not whole_ring and capacity > _BLOCK and position_B.device.type == "cpu":
+        end = int(position_B.max()) + num_new
+        length = min(capacity, -(-end // _BLOCK) * _BLOCK)
     slot_L = torch.arange(length, device=position_B.device)
     last_B1 = query_BT[:, -1:]
     behind_BL = (last_B1 - slot_L) % capacity

@@ -229,6 +229,7 @@ class Transformer(nn.Module):
             head_dim=spec.head_dim,
             max_period=None if spec.positional_embedding == "none" else spec.max_period,
             prefix=self.prefix and batch == 1 and x_BTD.device.type == "cpu",
+            whole_ring=state.rings[0].key_scales_BHL is not None,
         )
         for layer, ring in zip(self.layers, state.rings, strict=True):
             x_BTD = layer.step(x_BTD, ring, positions, weight_set, apply)  # type: ignore[operator]

@@ -181,7 +181,9 @@ def _run_row(group: Group, run: RunPart) -> dict[str, Any]:
     """A run as a row of its table."""
     report, statuses = run.report, [part.status for part in run.sessions]
     peak = as_number(report.get("peak_rss_bytes"))
-    places = [str(report[key]) for key in ("device", "dtype", "quant") if report.get(key)]
+    places = [
+        str(report[key]) for key in ("device", "dtype", "quant", "numerics") if report.get(key)
+    ]
     counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)]
     return {
         "letter": group.letter,

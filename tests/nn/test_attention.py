@@ -67,3 +67,35 @@ def test_rounding_is_to_half_a_step_and_zero_stays_zero() -> None:
 def scales_of(scales: torch.Tensor | None) -> torch.Tensor:
     assert scales is not None
     return scales
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_new", [1, 2])
+@pytest.mark.parametrize("oldest", [0, 510, 511, 1022, 1400, 2000])
+def test_blocks_that_nobody_has_filled_change_no_bit(
+    oldest: int, num_new: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(oldest)
+    capacity = 1300
+    shape = (3, HEADS, capacity, WIDTH)
+    held = torch.randn(2, *shape, generator=generator).to(dtype)
+    q, k, v = torch.randn(3, 3, HEADS, num_new, WIDTH, generator=generator).to(dtype)
+    made = []
+    for whole_ring in (True, False):
+        ring = KVRing(held[0].clone(), held[1].clone())
+        positions = plan_positions(
+            torch.tensor([0, oldest // 2, oldest]),
+            num_new,
+            capacity=capacity,
+            context=capacity,
+            head_dim=WIDTH,
+            max_period=None,
+            prefix=False,
+            whole_ring=whole_ring,
+        )
+        made.append((positions.length, attend(q, k, v, ring, positions)))
+
+    (whole, wanted), (length, out) = made
+    assert whole == capacity
+    assert (length < capacity) == (oldest + num_new <= 1024)
+    assert torch.equal(out, wanted)
