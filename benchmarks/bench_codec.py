@@ -3,8 +3,9 @@
     python benchmarks/bench_codec.py --threads 1 2 --compiled
 
 The released codec's shape with random weights, the same file for all; every frame is done by all
-contestants in turn. Codes are compared while timing. Peers that are not installed are left out.
-Prints one JSON line.
+contestants in turn. Codes are compared while timing. Peers that are not installed are left out. The
+floor is the weights of a frame, in both directions, over the bandwidth at which this machine reads,
+measured in the same run. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # the reference would compile single operations
 
 import torch
-from measure import Step, emit, summary, time_interleaved
+from measure import Step, bandwidth, emit, summary, time_interleaved
 
 from moshi_pipe.models.checkpoint import MIMI, ModelOptions, open_checkpoint
 from moshi_pipe.models.make_checkpoint import make_checkpoint
@@ -75,7 +76,20 @@ def run(folder: Path, args: argparse.Namespace, num_threads: int) -> dict[str, A
     peers = [report[name]["sum_median_ms"] for name in report if not name.startswith("ours")]
     if peers:
         report["ratio_to_best_peer"] = round(report["ours"]["sum_median_ms"] / min(peers), 3)
+    report["floor_ms"] = round(1e3 * weight_bytes(codec) / bandwidth(threads=num_threads), 1)
     return report
+
+
+def weight_bytes(codec: Mimi) -> int:
+    """Bytes of the weights that a frame reads on its way in and out; of codebooks, active ones."""
+    entries = codec.mimi.cardinality * codec.mimi.quantizer_dim * 4
+    matrices = [
+        tensor
+        for module in codec.modules()
+        for tensor in (*module.parameters(recurse=False), getattr(module, "_matrix", None))
+        if tensor is not None
+    ]
+    return entries * NUM_CODEBOOKS + sum(tensor.nbytes for tensor in matrices)
 
 
 def load(folder: Path) -> Mimi:

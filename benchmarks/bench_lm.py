@@ -46,7 +46,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
     parser.add_argument("--preset", default="medium", help="of make-checkpoint, or 943m")
-    parser.add_argument("--slots", type=int, default=1, help="also time so many sessions at once")
+    parser.add_argument(
+        "--slots",
+        type=int,
+        default=1,
+        help="also time so many sessions at once, peers then left out",
+    )
     parser.add_argument("--quant", nargs="*", default=[], help="also time int8, int4")
     parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
     args = parser.parse_args()
@@ -77,7 +82,7 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
         model.temporal_step = torch.compile(model.temporal_step)  # type: ignore[method-assign]
         model.depth_step = torch.compile(model.depth_step)  # type: ignore[method-assign]
         add_ours("ours compiled", model, steps, tokens)
-    if importlib.util.find_spec("moshi") is not None:
+    if args.slots == 1 and importlib.util.find_spec("moshi") is not None:
         add_reference(folder, dtype, steps, tokens)
     for form in (args.quant or [dtype]) if args.slots > 1 else []:
         quant = None if form == dtype else form
