@@ -121,8 +121,7 @@ def measure_reference(folder: Path, slots: int) -> dict[str, Any]:
     pcms_NBCT = torch.stack([read(path) for path in paths]).split(slots)
     texts: list[list[int]] = []
     wall_s = 0.0
-    silent = io.StringIO()
-    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent), torch.no_grad():
+    with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         tokenizer = info.get_text_tokenizer()
         state = InferenceState(info, mimi, tokenizer, lm, slots, 1.0, "cpu", use_sampling=False)
         for pcms_BCT in pcms_NBCT:

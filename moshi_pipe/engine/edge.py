@@ -19,6 +19,7 @@ from moshi_pipe.engine.exchange import (
     SessionPlan,
     SessionResult,
 )
+from moshi_pipe.engine.waker import Waker
 from moshi_pipe.errors import InputError, MoshiPipeError
 from moshi_pipe.registry import plugin_failed
 
@@ -77,6 +78,7 @@ class Edge:
         self._open: set[Exchange] = set()
         self._tasks: list[asyncio.Task[SessionResult]] = []
         self._stopping = False
+        self._waker: Waker | None = None  # of the loop that it runs in
 
     async def run(self, source: Source) -> list[SessionResult]:
         """Process every session of a source.
@@ -173,7 +175,16 @@ class Edge:
         plan = self._plan(item)
         if plan is None:
             return None
-        exchange = Exchange(item, plan, self._options, observer=self._observer, clock=self._clock)
+        if self._waker is None:
+            self._waker = Waker(asyncio.get_running_loop())
+        exchange = Exchange(
+            item,
+            plan,
+            self._options,
+            observer=self._observer,
+            clock=self._clock,
+            waker=self._waker,
+        )
         self._open.add(exchange)
         task = asyncio.create_task(exchange.run(self._engine.submit, submitted))
         task.add_done_callback(lambda _: self._open.discard(exchange))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from moshi_pipe.engine.clock import Clock
     from moshi_pipe.engine.ring import Ring
     from moshi_pipe.engine.session import Session
+    from moshi_pipe.engine.waker import Waker
     from moshi_pipe.graph.node import SessionInfo, SessionInput, SessionSettings, Sink
 
 
@@ -170,6 +171,7 @@ class Exchange:
         options: What it has in common with others.
         observer: Told how it goes.
         clock: Stamps frames of a source that does not.
+        waker: Of the loop that this runs in; the engine's thread wakes it.
     """
 
     def __init__(
@@ -180,12 +182,14 @@ class Exchange:
         *,
         observer: Observer,
         clock: Clock,
+        waker: Waker,
     ) -> None:
         self._item = item
         self._plan = plan
         self._options = options
         self._observer = observer
         self._clock = clock
+        self._waker = waker
         self.session: Session = make_session(
             item.id,
             plan.settings,
@@ -222,9 +226,8 @@ class Exchange:
                 self._at = sink
                 await sink.open(self._plan.info)
                 self._opened.append(sink)
-            loop = asyncio.get_running_loop()
-            session.inbox.listen(on_take=lambda: _wake(loop, self._room))
-            session.outbox.listen(on_put=lambda: _wake(loop, self._news))
+            session.inbox.listen(on_take=lambda: self._waker.wake(self._room))
+            session.outbox.listen(on_put=lambda: self._waker.wake(self._news))
             submit(session)
             submitted()
             await self._converse()
@@ -441,12 +444,6 @@ def check_codes(
             wanted=f"0 to {wanted.cardinality - 1}",
         )
     return codes_KT.astype(np.int64, copy=False)
-
-
-def _wake(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    """Set an event of the loop from another thread; a loop that has closed needs no waking."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(event.set)
 
 
 def _counts(ring: Ring) -> dict[str, int]:

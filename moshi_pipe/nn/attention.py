@@ -219,8 +219,13 @@ def _write(
         scales.scatter_(2, index_BHT, new_scales_BHT)
         scales = scales[:, :, : positions.length]
     index = index_BHT[..., None].expand(-1, -1, -1, head_dim)
-    held.scatter_(2, index, new_BHTE.to(held.dtype))
+    _bits(held).scatter_(2, index, _bits(new_BHTE.to(held.dtype)))
     return held[:, :, : positions.length], scales
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Half-precision numbers as integers: a CPU's scatter would copy all of them to and fro."""
+    return x.view(torch.int16) if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _round_to_int8(x_BHTE: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 Apply = Callable[["Tensor", nn.Module], "Tensor"]
 """How a linear layer is applied: :func:`apply_fast` or :func:`apply_plain`."""
 
-# With two or three rows and a wide result, MKL's X @ W.T runs at a third of the memory bandwidth
-# that W @ X.T reaches on AMD: 5.9 against 1.8 ms for [2, 1024] x [1024, 8192] on one Zen 4 core.
-# Narrow results show no difference. On Intel it is the other way: 1.8 against 3.8 ms.
-_FEW_ROWS = 4
+# Rows for which W @ X.T is faster than X @ W.T, by the processor's maker and the type of the
+# weights, and whether only where the result is as wide as the input. docs/log.md has what was
+# measured.
+_TRANSPOSED = {
+    ("AuthenticAMD", torch.float32): (range(2, 4), True),
+    ("GenuineIntel", torch.float32): (range(8, 33), False),
+    ("GenuineIntel", torch.bfloat16): (range(2, 65), False),
+}
+_NEVER = (range(0), False)
 
 
 def project(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -41,10 +46,12 @@ def project(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tenso
     """
     dim_out, dim_in = weight_OD.shape
     num_rows = x.numel() // dim_in
-    few = 1 < num_rows < _FEW_ROWS and dim_out >= dim_in and x.device.type == "cpu"
-    if not few or not _is_amd():
+    rows, only_wide = _TRANSPOSED.get((_maker(), weight_OD.dtype), _NEVER)
+    narrow = only_wide and dim_out < dim_in
+    if num_rows not in rows or narrow or x.device.type != "cpu":
         return F.linear(x, weight_OD, bias_O)
-    y = torch.mm(weight_OD, x.reshape(num_rows, dim_in).t()).t().reshape(*x.shape[:-1], dim_out)
+    y_OM = torch.mm(weight_OD, x.reshape(num_rows, dim_in).t())
+    y = y_OM.t().contiguous().view(*x.shape[:-1], dim_out)
     return y if bias_O is None else y + bias_O
 
 
@@ -62,8 +69,10 @@ def apply_plain(x: Tensor, layer: nn.Module) -> Tensor:
 
 
 @cache
-def _is_amd() -> bool:
-    """Whether this machine's processor is AMD's; a form that changes only with the machine."""
+def _maker() -> str:
+    """Of this machine's processor; a form that changes only with the machine."""
     with suppress(OSError):
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return "AuthenticAMD" in platform.processor()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("vendor_id"):
+                return line.partition(":")[2].strip()
+    return platform.processor().rpartition(", ")[2]  # on Windows "Intel64 Family ..., GenuineIntel"
