@@ -15,6 +15,8 @@ from typing import Any
 
 from plots import COLOURS, new_figure, save
 
+from moshi_pipe.units import format_count
+
 NAMES = {"ours": "moshi-pipe", "moshi": "moshi 0.2.13", "rustymimi": "rustymimi 0.4.1"}
 FRAME_MS = 80
 
@@ -26,61 +28,78 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.lines.read_text().splitlines() if line[:1] == "{"]
+    steps: dict[str, Any] = {}
     for row in rows:
         if row["bench"] == "codec" and row["slots"] == 1:
-            draw_codec(row, args.folder / "codec.svg")
+            draw_codec(row["threads"], args.folder / "codec.svg")
         if row["bench"] == "lm" and row["preset"] == "943m":
-            draw_lm(row, args.folder / "lm.svg")
+            steps.update(row["results"])  # of a setting, the last line counts
+    draw_lm(steps, args.folder / "lm.svg")
 
 
-def draw_codec(row: dict[str, Any], path: Path) -> None:
+def draw_codec(threads: dict[str, Any], path: Path) -> None:
     """Encode and decode of a frame, stacked, by contestant and number of threads."""
     figure, axes = new_figure(height=2.8)
     labels, at = [], 0.0
-    for threads, found in row["threads"].items():
-        bars = [(name, found[name]) for name in NAMES if name in found]
-        for name, times in bars:
-            encode, decode = (times[way]["median_ms"] for way in ("encode", "decode"))
+    for count, found in threads.items():
+        bars = [name for name in NAMES if name in found]
+        for name in bars:
+            encode, decode = (found[name][way]["median_ms"] for way in ("encode", "decode"))
             axes.barh(at, encode, color=COLOURS[0], height=0.7)
             axes.barh(at, decode, left=encode, color=COLOURS[4], height=0.7)
             axes.annotate(f"{encode + decode:.0f}", (encode + decode + 1, at), va="center")
-            labels.append((at, f"{NAMES[name]}, {threads} thread{'s'[: int(threads) > 1]}"))
+            labels.append((at, f"{NAMES[name]}, {format_count(int(count), 'thread')}"))
             at += 1
-        edges = at - len(bars) - 0.5, at - 0.5
-        axes.vlines(found["floor_ms"], *edges, color="black", linestyle="--", linewidth=1)
+        draw_floor(axes, found["floor_ms"], at - len(bars), at)
         at += 0.5
-    axes.set_yticks([place for place, _ in labels], [label for _, label in labels])
-    axes.invert_yaxis()
     axes.axvline(FRAME_MS, color="grey", linewidth=0.8)
-    axes.set_xlabel("ms for a frame of 80 ms: encode (blue) and decode; dashed: weights read once")
+    finish(axes, labels)
+    axes.set_xlabel("ms a frame; dashed: its weights read once")
+    axes.legend(
+        axes.patches[:2],
+        ["encode", "decode"],
+        frameon=False,
+        ncols=2,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+    )
     save(figure, path)
 
 
-def draw_lm(row: dict[str, Any], path: Path) -> None:
-    """A step of the language model by contestant, type and number of threads."""
-    figure, axes = new_figure(height=2.8)
+def draw_lm(steps: dict[str, Any], path: Path) -> None:
+    """A step of the language model by contestant, form of the weights and number of threads."""
+    figure, axes = new_figure(height=3.6)
     labels, at = [], 0.0
-    for setting, found in row["results"].items():
-        dtype = setting.partition(",")[0]
-        pairs = [("ours fast", "moshi-pipe", COLOURS[0]), ("moshi", NAMES["moshi"], COLOURS[1])]
-        for key, name, colour in pairs:
+    for setting, found in steps.items():
+        dtype, _, words = setting.partition(", ")
+        threads = format_count(int(words.partition(" ")[0]), "thread")
+        rows = [("moshi", "moshi", dtype), ("ours fast", "ours", dtype)]
+        rows += [(f"ours {form}", "ours", form) for form in ("int8", "int4")]
+        for key, who, form in rows:
+            if key not in found:
+                continue
             median = found[key]["median_ms"]
-            axes.barh(at, median, color=colour, height=0.7)
-            axes.annotate(
-                f"{median:.0f}", (median, at), (3, 0), textcoords="offset points", va="center"
-            )
-            labels.append(
-                (at, f"{name}, {setting.replace('threads', 'thread' + 's' * ('1' not in setting))}")
-            )
+            axes.barh(at, median, color=COLOURS[who == "moshi"], height=0.7)
+            axes.annotate(f"{median:.0f}", (median + 4, at), va="center")
+            labels.append((at, f"{NAMES[who]}, {form}, {threads}"))
+            draw_floor(axes, found["floor_ms"][form], at, at + 1)
             at += 1
-        axes.vlines(
-            found["floor_ms"][dtype], at - 2.5, at - 0.5, color="black", linestyle="--", linewidth=1
-        )
         at += 0.5
+    finish(axes, labels)
+    axes.set_xlabel("ms a step; dashed: its weights read once")
+    save(figure, path)
+
+
+def draw_floor(axes: Any, floor_ms: float, first: float, last: float) -> None:
+    """A dashed line through the bars from ``first`` to before ``last``."""
+    edges = first - 0.5, last - 0.5
+    axes.vlines(floor_ms, *edges, color="black", linestyle="--", linewidth=1)
+
+
+def finish(axes: Any, labels: list[tuple[float, str]]) -> None:
+    """Name the bars, the first on top."""
     axes.set_yticks([place for place, _ in labels], [label for _, label in labels])
     axes.invert_yaxis()
-    axes.set_xlabel("ms a step, 943M parameters; dashed: weights read once")
-    save(figure, path)
 
 
 if __name__ == "__main__":
