@@ -43,7 +43,9 @@ def main() -> None:
         who: max(row["parameters"] for name, row in found.items() if name.startswith(who))
         for who in ("ours", *(("moshi",) if has_peer else ()))
     }
-    ratio = {"ratio_to_moshi": round(best["ours"] / best["moshi"], 2)} if has_peer else {}
+    ratio = {}
+    if has_peer and best["moshi"]:
+        ratio["ratio_to_moshi"] = round(best["ours"] / best["moshi"], 2)
     emit("largest", {"threads": args.threads, "limit_ms": FRAME_MS, **ratio, "found": found})
 
 

@@ -3,9 +3,9 @@
     python benchmarks/bench_overhead.py --sessions 1 32
 
 Whole runs of the command in this process, on the random model in the package: so many recordings at
-once, each in a slot of its own. What is counted is all that the engine's thread does in a tick
-outside of the nodes: rows in and out, rings, accounts, and waiting for the interpreter's lock while
-recordings are read and results are written. Prints one JSON line.
+once, each in a slot of its own. What is counted is what the engine's thread does outside of the
+nodes from taking a tick's rows to handing them out: copies, rings, accounts, and waiting for the
+interpreter's lock while recordings are read and results are written. Prints one JSON line.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 The same random model and recordings for both, float32, greedy, one thread. Ours are whole runs of
 the command in this process: reading, writing and reports included, loading not. The reference is
 ``moshi.run_inference``'s own loop over batches of as many recordings; its reading, writing and
-loading are left out. Text tokens are compared, file by file. Prints one JSON line.
+loading are left out. Text tokens are compared, file by file, with those of all our runs. Prints one
+JSON line.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--files", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each recording")
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64])
     parser.add_argument("--peer-slots", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--plot", type=Path, default=None)
     args = parser.parse_args()
@@ -133,7 +134,7 @@ def measure_reference(folder: Path, slots: int) -> dict[str, Any]:
             texts += [text.tolist() for text, _ in made]
     audio_s = sum(pcm.numel() for pcm in pcms_NBCT) / SAMPLE_RATE
     row = {"who": "moshi 0.2.13", "slots": slots, "wall_s": round(wall_s, 2)}
-    same = sum(ours(folder, path) == text for path, text in zip(paths, texts, strict=True))
+    same = sum(ours(folder, path) == [text] for path, text in zip(paths, texts, strict=True))
     return {**row, "speed": round(audio_s / wall_s, 2), "same_text": f"{same} of {len(paths)}"}
 
 
@@ -159,12 +160,14 @@ def read(path: Path) -> torch.Tensor:
     return torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None]
 
 
-def ours(folder: Path, path: Path) -> list[int]:
-    """Text tokens of a recording in our run with the fewest slots, as the reference counts them."""
-    out = min(folder.glob("out-*"), key=lambda run: int(run.name.partition("-")[2]))
-    made = load_file(out / f"{path.stem}.safetensors")
-    tokens: list[int] = made["text"][made["valid"].astype(bool)].tolist()
-    return tokens
+def ours(folder: Path, path: Path) -> list[list[int]]:
+    """Text tokens of a recording, as the reference counts them: those that our runs disagree on."""
+    found: list[list[int]] = []
+    for out in folder.glob("out-*"):
+        made = load_file(out / f"{path.stem}.safetensors")
+        tokens = made["text"][made["valid"].astype(bool)].tolist()
+        found += [tokens] if tokens not in found else []
+    return found
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
     python benchmarks/plot_cpu.py lines.jsonl docs
 
-Takes the lines of bench_codec.py and bench_lm.py; writes ``codec.svg`` and ``lm.svg``. Needs
-matplotlib.
+Takes the lines of bench_codec.py and of bench_lm.py with ``--preset 943m``; of lines for the same,
+the last counts. Writes ``codec.svg`` and ``lm.svg``. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ def main() -> None:
     rows = [json.loads(line) for line in args.lines.read_text().splitlines() if line[:1] == "{"]
     steps: dict[str, Any] = {}
     for row in rows:
-        if row["bench"] == "codec" and row["slots"] == 1:
+        if row["bench"] == "codec" and row["slots"] == 1 and "floor_ms" in row["threads"]["1"]:
             draw_codec(row["threads"], args.folder / "codec.svg")
         if row["bench"] == "lm" and row["preset"] == "943m":
-            steps.update(row["results"])  # of a setting, the last line counts
+            paired = {key: one for key, one in row["results"].items() if "moshi" in one}
+            steps.update(paired)
     draw_lm(steps, args.folder / "lm.svg")
 
 
@@ -48,7 +49,8 @@ def draw_codec(threads: dict[str, Any], path: Path) -> None:
             axes.barh(at, encode, color=COLOURS[0], height=0.7)
             axes.barh(at, decode, left=encode, color=COLOURS[4], height=0.7)
             axes.annotate(f"{encode + decode:.0f}", (encode + decode + 1, at), va="center")
-            labels.append((at, f"{NAMES[name]}, {format_count(int(count), 'thread')}"))
+            threads = "all cores" if name == "rustymimi" else format_count(int(count), "thread")
+            labels.append((at, f"{NAMES[name]}, {threads}"))
             at += 1
         draw_floor(axes, found["floor_ms"], at - len(bars), at)
         at += 0.5

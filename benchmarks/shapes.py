@@ -37,7 +37,7 @@ def grown(size: int) -> Preset:
         dim=64 * size,
         num_heads=size,
         depth_dim=32 * size,
-        depth_heads=max(1, size // 2),
+        depth_heads=size,
         depth_feedforward=132 * size,
     )
 

@@ -563,7 +563,9 @@ class _Run:
             device=caps.device if caps else self._where(),
             dtype=self._dtype() if caps is None else caps.dtype,
             quant=caps.quant if caps else None,
-            numerics=numerics_line(self.config) if self.models.lm else None,
+            numerics=numerics_line(self.config, self.models.lm.caps.device)
+            if self.models.lm
+            else None,
             seed=self.seed,
             output_dir=str(self.config.output_dir) if self.store is None else self.store.place,
             slots=engine.num_slots,

@@ -31,17 +31,22 @@ def late_policy(late: str | None, *, live: bool) -> str:
     return late or ("drop_oldest" if live else "slow_down")
 
 
-def numerics_line(config: RunConfig) -> str | None:
+def numerics_line(config: RunConfig, device: str) -> str | None:
     """Which forms the language model is computed in, and what else rounds; None where not by torch.
 
     What quantizing does is said of the weights themselves.
+
+    Args:
+        config: The run.
+        device: That was chosen.
     """
     backend = config.backend
     if config.remote is not None or backend.backend != "torch":
         return None
     parts = [backend.numerics]
     parts += [] if backend.kv_dtype is None else [f"keys and values in {backend.kv_dtype}"]
-    parts += [] if backend.cuda_kernels == "torch" else [f"kernels of {backend.cuda_kernels}"]
+    if device.startswith("cuda") and backend.cuda_kernels != "torch":
+        parts.append(f"kernels of {backend.cuda_kernels}")
     return ", ".join(parts)
 
 

@@ -69,7 +69,26 @@ def test_a_recording_becomes_an_answer_a_transcript_and_a_report() -> None:
     assert report["seed"] == 5
     assert {"moshi-pipe", "torch", "python"} <= set(report["versions"])
     assert {node["name"] for node in report["nodes"]} == {"encode", "lm", "decode"}
+    assert report["numerics"] == "reference"
+    assert report["timing"]["overhead"]["count"] == 60
     assert "path: " in Path("moshi-out/config.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["numerics=reference"], "reference"),
+        (
+            ["numerics=fast", "kv_dtype=int8", "cuda_kernels=triton"],
+            "fast, keys and values in int8",
+        ),
+        (["graph=codec"], None),
+    ],
+)
+def test_the_report_names_what_is_not_exact(words: list[str], said: str | None) -> None:
+    assert run(f"source.path={EXAMPLE}", "sink=[]", "device=cpu", *words) == 0
+
+    assert read_json("moshi-out/run.json")["numerics"] == said
 
 
 def test_a_run_that_memory_cannot_hold_is_refused_before_it_loads_anything(

@@ -283,7 +283,7 @@ class Engine:
         if self._options.live and timeout_s is not None and pause_ns > 0:
             timeout_s = min(timeout_s, pause_ns / 1e9)
         with self._changed:
-            self._changed.wait_for(lambda: self._version != version, timeout_s)
+            self._changed.wait_for(lambda: self._stopping or self._version != version, timeout_s)
 
     def _admit(self) -> bool:
         """Give free slots to waiting sessions, in order."""

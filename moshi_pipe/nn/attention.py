@@ -136,7 +136,7 @@ def plan_positions(
         length = min(end, capacity)
         if num_new == 1 and (context is None or capacity <= context):
             return Positions(write_BT, cos, sin, None, length)
-    elif not whole_ring and capacity > _BLOCK and position_B.device.type == "cpu":
+    elif _by_blocks(position_B, capacity) and not whole_ring:
         end = int(position_B.max()) + num_new
         length = min(capacity, -(-end // _BLOCK) * _BLOCK)
     slot_L = torch.arange(length, device=position_B.device)
@@ -148,6 +148,12 @@ def plan_positions(
     if context is not None:
         seen = seen & (distance_BTL < context)
     return Positions(write_BT, cos, sin, seen[:, None], length)
+
+
+def _by_blocks(position_B: Tensor, capacity: int) -> bool:
+    """Whether it pays, and is free, to ask for the furthest position."""
+    on_cpu = position_B.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and capacity > _BLOCK
 
 
 def rotate(x_BHTE: Tensor, positions: Positions, *, interleaved: bool) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,23 @@ if TYPE_CHECKING:
 Apply = Callable[["Tensor", nn.Module], "Tensor"]
 """How a linear layer is applied: :func:`apply_fast` or :func:`apply_plain`."""
 
+
+def _maker() -> str:
+    """Of this machine's processor; forms change only with the machine."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("vendor_id"):
+                return line.partition(":")[2].strip()
+    return platform.processor().rpartition(", ")[2]  # on Windows "Intel64 Family ..., GenuineIntel"
+
+
+_MAKER = _maker()
 # Rows for which W @ X.T is faster than X @ W.T, by the processor's maker and the type of the
 # weights, and whether only where the result is as wide as the input. docs/log.md has what was
 # measured.
 _TRANSPOSED = {
     ("AuthenticAMD", torch.float32): (range(2, 4), True),
+    ("AuthenticAMD", torch.bfloat16): (range(2, 4), True),
     ("GenuineIntel", torch.float32): (range(8, 33), False),
     ("GenuineIntel", torch.bfloat16): (range(2, 65), False),
 }
@@ -46,7 +57,7 @@ def project(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tenso
     """
     dim_out, dim_in = weight_OD.shape
     num_rows = x.numel() // dim_in
-    rows, only_wide = _TRANSPOSED.get((_maker(), weight_OD.dtype), _NEVER)
+    rows, only_wide = _TRANSPOSED.get((_MAKER, weight_OD.dtype), _NEVER)
     narrow = only_wide and dim_out < dim_in
     if num_rows not in rows or narrow or x.device.type != "cpu":
         return F.linear(x, weight_OD, bias_O)
@@ -66,13 +77,3 @@ def apply_plain(x: Tensor, layer: nn.Module) -> Tensor:
     """Apply a linear layer as it is, which for a plain one is the reference's form."""
     y: Tensor = layer(x)
     return y
-
-
-@cache
-def _maker() -> str:
-    """Of this machine's processor; a form that changes only with the machine."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("vendor_id"):
-                return line.partition(":")[2].strip()
-    return platform.processor().rpartition(", ")[2]  # on Windows "Intel64 Family ..., GenuineIntel"

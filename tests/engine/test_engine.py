@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,6 +279,18 @@ def test_a_last_word_and_silence_may_both_end_a_session() -> None:
 
     assert say([5, 5, 5, 5, 5, 2, 5], 4, both)[0].num_frames == 6
     assert say([5, 5, 5, 5, 5, 3, 3, 3, 5], 4, both)[0].num_frames == 8
+
+
+def test_an_engine_that_was_told_to_stop_does_not_begin_to_wait() -> None:
+    """Its thread may have looked whether to stop just before, and at what is new just after."""
+    engine = make_engine(Accumulate())
+    engine.stop()
+
+    waiting = threading.Thread(target=engine._wait, args=(engine._version, None), daemon=True)
+    waiting.start()
+    waiting.join(20)
+
+    assert not waiting.is_alive()
 
 
 def test_stop_closes_running_sessions_as_incomplete() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,16 @@ def test_the_embedded_model_is_a_few_megabytes_and_says_that_it_is_random() -> N
     assert json.loads((embedded_folder() / "config.json").read_text())["model_id"]["sig"] == (
         "random"
     )
+
+
+def test_a_shape_of_ones_own_is_written_as_a_preset_is(tmp_path: Path) -> None:
+    wider = replace(PRESETS["tiny"], name="wider", dim=192)
+
+    made = make_checkpoint(tmp_path, preset=wider, dtype="float32")
+
+    spec = open_checkpoint(ModelOptions(name="w", path=str(made.folder))).config.lm
+    assert spec is not None
+    assert spec.temporal.dim == 192
 
 
 def test_a_seed_changes_the_weights_alone(tiny: Path, tmp_path: Path) -> None:

@@ -99,6 +99,31 @@ def test_a_client_gets_a_seat_and_is_heard_to_the_end_of_its_turn() -> None:
     run(talk)
 
 
+def test_time_brings_something_only_while_somebody_is_there() -> None:
+    async def come_and_go() -> None:
+        async with world(resume_s=30) as it:
+            visited = asyncio.create_task(it.desk.visited())
+            await asyncio.sleep(0)
+            assert not visited.done()
+            it.edge.open(7)
+            await visited
+            guest = await it.guests.get()
+            it.edge.gone(7, lost=True)
+            it.edge.link.send({"op": "ask", "id": 1, "what": "info"})
+            await it.edge.told_of("answer")  # told after it
+            assert guest.connection is None
+            await it.desk.visited()  # who is away may come back in time, or not
+            it.wait(30)
+            guest.finish(complete=False)
+            assert not it.desk.guests
+            visited = asyncio.create_task(it.desk.visited())
+            await asyncio.sleep(0)
+            assert not visited.done()
+            visited.cancel()
+
+    run(come_and_go)
+
+
 def test_a_conversation_goes_on_in_another_connection() -> None:
     async def talk() -> None:
         async with world() as it:

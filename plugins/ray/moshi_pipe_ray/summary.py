@@ -22,7 +22,6 @@ from moshi_pipe.report import (
     versions,
     write_report,
 )
-from moshi_pipe.run_facts import numerics_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +119,7 @@ class Summary:
             device=ready.device if ready else config.backend.device,
             dtype=ready.dtype if ready else config.backend.dtype,
             quant=ready.quant if ready else None,
-            numerics=numerics_line(config),
+            numerics=next((engine.numerics for engine in engines), None),
             seed=self._seed,
             output_dir=config.output_url or str(config.output_dir),
             slots=config.engine.slots * actors,
