@@ -67,8 +67,11 @@ def project(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tenso
 
 
 def apply_fast(x: Tensor, layer: nn.Module) -> Tensor:
-    """Apply a linear layer; a plain one by :func:`project`, a quantized one in its own way."""
-    if isinstance(layer, nn.Linear):
+    """Apply a linear layer; a plain one by :func:`project`, a quantized one in its own way.
+
+    Weights of a class of their own, such as torchao's, know ``F.linear`` and may know nothing else.
+    """
+    if isinstance(layer, nn.Linear) and type(layer.weight) is nn.Parameter:
         return project(x, layer.weight, layer.bias)
     return apply_plain(x, layer)
 

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
@@ -103,7 +103,8 @@ class Client:
             self.heard += 1
             self._begun.set()
             await asyncio.sleep(0.05)
-            await ws.send(END_OF_TURN if self._over else FRAME)
+            with suppress(ConnectionClosed):  # what was said before the close is still to be read
+                await ws.send(END_OF_TURN if self._over else FRAME)
         elif message[0] == 5:
             self.errors.append(message[1:].decode())
 
