@@ -51,7 +51,7 @@ def test_weights_of_a_class_of_their_own_are_applied_by_f_linear(
             cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             if func is not F.linear:
-                return super().__torch_function__(func, types, args, kwargs or {})
+                return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
             x, weight, *_ = args
             return F.linear(x, weight.as_subclass(torch.Tensor)) + 1
 
