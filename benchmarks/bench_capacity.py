@@ -113,14 +113,11 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Latency against sessions, as SVG; needs matplotlib."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
+    from plots import COLOURS, new_figure, save
 
     sessions = [row["sessions"] for row in rows]
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for key, colour in (("p99", "#c0392b"), ("p50", "#2471a3")):
+    figure, axes = new_figure()
+    for key, colour in (("p99", COLOURS[1]), ("p50", COLOURS[0])):
         values = [row["latency_ms"][key] for row in rows]
         axes.plot(sessions, values, marker="o", color=colour, label=key)
     axes.axhline(LIMIT_MS, color="#7f8c8d", linestyle="--", linewidth=1)
@@ -128,9 +125,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("live conversations on one engine")
     axes.set_ylabel("frame whole to answer queued, ms")
     axes.set_yscale("log")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import numpy as np
 from measure import emit
 
 RATE = 24_000
-COLOURS = ("#2471a3", "#c0392b", "#1e8449", "#7d3c98", "#b9770e")
 
 
 def main() -> None:
@@ -115,12 +114,9 @@ def overhead(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Throughput against slots, a line per number of actors, as SVG; needs matplotlib."""
-    import matplotlib as mpl
+    from plots import COLOURS, new_figure, save
 
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    figure, axes = new_figure()
     counts = sorted({row["actors"] for row in rows})
     for actors, colour in zip(counts, COLOURS * len(counts), strict=False):
         mine = sorted((r["slots"], r["speed"]) for r in rows if r["actors"] == actors)
@@ -132,9 +128,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("seconds of audio a second")
     axes.set_xticks(sorted({row["slots"] for row in rows}))
     axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path)
+    save(figure, path)
 
 
 if __name__ == "__main__":

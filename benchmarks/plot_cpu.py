@@ -9,16 +9,14 @@ the last counts. Writes ``codec.svg`` and ``lm.svg``. Needs matplotlib.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from plots import COLOURS, new_figure, save
+from plots import COLOURS, FRAME_MS, new_figure, printed_rows, save
 
 from moshi_pipe.units import format_count
 
 NAMES = {"ours": "moshi-pipe", "moshi": "moshi 0.2.13", "rustymimi": "rustymimi 0.4.1"}
-FRAME_MS = 80
 
 
 def main() -> None:
@@ -27,9 +25,8 @@ def main() -> None:
     parser.add_argument("lines", type=Path)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.lines.read_text().splitlines() if line[:1] == "{"]
     steps: dict[str, Any] = {}
-    for row in rows:
+    for row in printed_rows(args.lines):
         if row["bench"] == "codec" and row["slots"] == 1 and "floor_ms" in row["threads"]["1"]:
             draw_codec(row["threads"], args.folder / "codec.svg")
         if row["bench"] == "lm" and row["preset"] == "943m":
@@ -49,8 +46,8 @@ def draw_codec(threads: dict[str, Any], path: Path) -> None:
             axes.barh(at, encode, color=COLOURS[0], height=0.7)
             axes.barh(at, decode, left=encode, color=COLOURS[4], height=0.7)
             axes.annotate(f"{encode + decode:.0f}", (encode + decode + 1, at), va="center")
-            threads = "all cores" if name == "rustymimi" else format_count(int(count), "thread")
-            labels.append((at, f"{NAMES[name]}, {threads}"))
+            cores = "all cores" if name == "rustymimi" else format_count(int(count), "thread")
+            labels.append((at, f"{NAMES[name]}, {cores}"))
             at += 1
         draw_floor(axes, found["floor_ms"], at - len(bars), at)
         at += 0.5

@@ -8,11 +8,10 @@ Needs matplotlib.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-FRAME_MS = 80
+from plots import FRAME_MS, new_figure, printed_rows, save
 
 
 def main() -> None:
@@ -21,21 +20,14 @@ def main() -> None:
     parser.add_argument("lines", type=Path)
     parser.add_argument("plot", type=Path)
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.lines.read_text().splitlines() if line[:1] == "{"]
-    draw([row for row in rows if row["bench"] == "gpu sessions"], args.plot)
+    draw([row for row in printed_rows(args.lines) if row["bench"] == "gpu sessions"], args.plot)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """A line per contestant: median, with p99 above it, and the floor of ours."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
     if not rows:
         raise SystemExit("no line of `gpu sessions`")
-    plt.rcParams["svg.hashsalt"] = "gpu"
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = new_figure(7, 4)
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         form = row.get("form")
@@ -55,9 +47,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("tick, ms (dashed: bytes over bandwidth)")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{rows[0]['preset']} on {rows[0]['device']}", fontsize=10)
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 if __name__ == "__main__":
