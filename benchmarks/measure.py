@@ -51,18 +51,21 @@ def summary(times_ms: Sequence[float]) -> dict[str, float]:
 
 
 def bandwidth(*, threads: int, megabytes: int = 1024) -> float:
-    """Bytes per second at which so many threads read memory that no cache holds, the best of five.
+    """Bytes per second at which so many threads read memory that no cache holds, the best of ten.
 
     A floor: what a step reads once takes at least its bytes over this.
     """
     import torch
 
+    from moshi_pipe.nn.huge_pages import HugePages
+
     torch.set_num_threads(threads)
-    data = torch.ones(megabytes << 18)
+    data = HugePages().zeros((megabytes << 8, 1024), torch.float32).fill_(1.0)
+    other = torch.ones(1024)
     times = []
-    for _ in range(5):
+    for read in (data.sum, lambda: data.mv(other)) * 5:
         start = time.perf_counter()
-        data.sum()
+        read()
         times.append(time.perf_counter() - start)
     return data.nbytes / min(times)
 
