@@ -1,10 +1,12 @@
 //! Mimi and Moshi on candle, as a Python extension; `moshi_pipe_rust.backend` is its only caller.
 
-#[allow(dead_code)] // its first users come next
 mod arena;
 mod attention;
+mod blocks;
 mod codec;
+mod cpu;
 mod fault;
+mod gemm;
 mod linear;
 mod lm;
 mod peer;
@@ -152,7 +154,7 @@ impl Lm {
         let dtype = parse_dtype(dtype)?;
         detached(py, || {
             let device = open_device(device)?;
-            let place = linear::Placement { device, dtype, quantize, portable };
+            let place = linear::Placement::new(device, dtype, quantize, portable);
             lm::Model::load(&weights::Weights::open(&path, check_finite)?, spec, place)
         })
         .map(Self)
@@ -178,7 +180,7 @@ impl Lm {
         let weights = weights::Weights::given(read, names, shown, check_finite);
         detached(py, || {
             let device = open_device(device)?;
-            let place = linear::Placement { device, dtype, quantize, portable: false };
+            let place = linear::Placement::new(device, dtype, quantize, false);
             lm::Model::load(&weights, spec, place)
         })
         .map(Self)
