@@ -21,6 +21,11 @@ use rayon::prelude::*;
 
 use crate::arena::{Arena, Piece};
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 /// Weights per scale.
 pub const BLOCK: usize = 32;
 
@@ -34,6 +39,9 @@ const SCALES: usize = 2 * WIDE;
 const BYTES: usize = SCALES + WIDE * BLOCK;
 /// Inputs that share a reading of the weights from the caches.
 const GROUP: usize = 8;
+/// Inputs that fill a tile well enough.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+const WORTH_TILES: usize = 9;
 /// How far ahead of its use memory is asked for.
 const AHEAD: usize = 2048;
 /// Bytes of weights that are worth a second thread.
@@ -49,6 +57,9 @@ pub struct Blocks {
 /// Sets of instructions that there is a kernel for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Level {
+    /// Tiles for many inputs, else as the next.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
     #[cfg(target_arch = "x86_64")]
     Vnni,
     #[cfg(target_arch = "x86_64")]
@@ -68,6 +79,10 @@ impl Level {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
             {
+                #[cfg(target_os = "linux")]
+                if amx::available() {
+                    levels.push(Self::Amx);
+                }
                 levels.push(Self::Vnni);
             }
             if is_x86_feature_detected!("avx2")
@@ -107,6 +122,8 @@ impl Inputs {
         let mut inputs = Self { count, blocks, pairs, scales: vec![0.0; count * blocks] };
         match level {
             // SAFETY: a level is only taken where its instructions are available.
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Level::Amx => unsafe { x86::fill_avx512(&mut inputs, x) },
             #[cfg(target_arch = "x86_64")]
             Level::Vnni => unsafe { x86::fill_avx512(&mut inputs, x) },
             #[cfg(target_arch = "x86_64")]
@@ -226,19 +243,44 @@ impl Blocks {
 
     fn multiply_by(&self, level: Level, x: &[f32], count: usize, y: &mut [f32]) {
         assert!(x.len() == count * self.cols && y.len() == count * self.rows);
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if level == Level::Amx && count >= WORTH_TILES {
+            let tiles = amx::Tiles::new(x, count);
+            return self.by_panels(y, |weights, write| {
+                for tile in tiles.groups() {
+                    let mut sums = [[0f32; WIDE]; amx::TILE];
+                    amx::dots(weights, &tile, &mut sums);
+                    write(tile.first, &sums[..tile.count]);
+                }
+            });
+        }
         let inputs = Inputs::new(level, x, count);
-        let size = self.cols / BLOCK * BYTES;
-        let y = Columns::new(y, self.rows);
-        let one = |panel: usize| {
-            let weights = &self.bytes[panel * size..(panel + 1) * size];
+        self.by_panels(y, |weights, write| {
             for group in inputs.groups() {
                 let mut sums = [[0f32; WIDE]; GROUP];
                 dots(level, weights, &group, &mut sums);
-                for (i, sums) in sums[..group.count].iter().enumerate() {
-                    // SAFETY: each panel is given to one thread.
-                    unsafe { y.write(group.first + i, panel * WIDE, sums) };
-                }
+                write(group.first, &sums[..group.count]);
             }
+        });
+    }
+
+    /// Calls `work` with every panel, on several threads, and with what writes the results of
+    /// consecutive inputs.
+    fn by_panels(
+        &self,
+        y: &mut [f32],
+        work: impl Fn(&[i8], &dyn Fn(usize, &[[f32; WIDE]])) + Sync,
+    ) {
+        let size = self.cols / BLOCK * BYTES;
+        let y = Columns::new(y, self.rows);
+        let one = |panel: usize| {
+            let write = |first: usize, sums: &[[f32; WIDE]]| {
+                for (i, sums) in sums.iter().enumerate() {
+                    // SAFETY: each panel is given to one thread.
+                    unsafe { y.write(first + i, panel * WIDE, sums) };
+                }
+            };
+            work(&self.bytes[panel * size..(panel + 1) * size], &write)
         };
         let panels = self.rows.div_ceil(WIDE);
         if rayon::current_num_threads() == 1 || panels * size < WORTH_SHARING {
@@ -266,6 +308,8 @@ fn dots(level: Level, weights: &[i8], group: &Group, sums: &mut [[f32; WIDE]; GR
     }
     match level {
         // SAFETY: a level is only taken where its instructions are available.
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Level::Amx => unsafe { by_count!(dots_vnni) },
         #[cfg(target_arch = "x86_64")]
         Level::Vnni => unsafe { by_count!(dots_vnni) },
         #[cfg(target_arch = "x86_64")]
@@ -294,149 +338,6 @@ fn dots_portable(weights: &[i8], group: &Group, sums: &mut [[f32; WIDE]; GROUP])
             let scale = group.scales[block * group.count + n];
             for l in 0..WIDE {
                 sums[n][l] += whole[l] as f32 * scale * scales[l];
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::{Group, Inputs, AHEAD, BYTES, FOUR, GROUP, PAIRS, SCALES, WIDE};
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub fn fill_avx512(inputs: &mut Inputs, x: &[f32]) {
-        inputs.fill(x)
-    }
-
-    #[target_feature(enable = "avx2")]
-    pub fn fill_avx2(inputs: &mut Inputs, x: &[f32]) {
-        inputs.fill(x)
-    }
-
-    /// `N` inputs; each block is summed in `CHAINS` parts, which do not wait for each other.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub fn dots_vnni<const N: usize, const CHAINS: usize>(
-        weights: &[i8],
-        group: &Group,
-        sums: &mut [[f32; WIDE]; GROUP],
-    ) {
-        let blocks = weights.len() / BYTES;
-        assert!(group.pairs.len() >= blocks * PAIRS * N && group.scales.len() >= blocks * N);
-        let mut totals = [_mm512_setzero_ps(); N];
-        let mut at = weights.as_ptr();
-        let mut x = group.pairs.as_ptr().cast::<i32>();
-        let mut scales = group.scales.as_ptr();
-        for _ in 0..blocks {
-            // SAFETY: a block is `BYTES` long; inputs have been counted above. What is asked for
-            // ahead may be anywhere.
-            unsafe {
-                let own = _mm512_cvtph_ps(_mm256_loadu_si256(at.cast()));
-                let mut whole = [[_mm512_setzero_si512(); CHAINS]; N];
-                for two in 0..PAIRS / 4 {
-                    for i in 0..2 {
-                        let four = 2 * two + i;
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + FOUR * four));
-                        let quants = _mm512_loadu_si512(at.add(SCALES + FOUR * four).cast());
-                        let odd = _mm512_srai_epi16::<8>(quants);
-                        let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(quants));
-                        for (half, quants) in [even, odd].into_iter().enumerate() {
-                            for n in 0..N {
-                                let x = x.add((2 * four + half) * N + n).read();
-                                let sum = &mut whole[n][(2 * i + half) % CHAINS];
-                                *sum = dpwssd(*sum, quants, _mm512_set1_epi32(x));
-                            }
-                        }
-                    }
-                }
-                for n in 0..N {
-                    let mut sum = whole[n][0];
-                    for chain in 1..CHAINS {
-                        sum = _mm512_add_epi32(sum, whole[n][chain]);
-                    }
-                    let part = _mm512_cvtepi32_ps(sum);
-                    let part = _mm512_mul_ps(part, _mm512_set1_ps(scales.add(n).read()));
-                    totals[n] = _mm512_fmadd_ps(part, own, totals[n]);
-                }
-                at = at.add(BYTES);
-                x = x.add(PAIRS * N);
-                scales = scales.add(N);
-            }
-        }
-        for n in 0..N {
-            // SAFETY: sixteen numbers.
-            unsafe { _mm512_storeu_ps(sums[n].as_mut_ptr(), totals[n]) };
-        }
-    }
-
-    /// The instruction itself: of its intrinsic, the compiler makes two others in long sums.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    fn dpwssd(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: it changes one register.
-        unsafe {
-            std::arch::asm!(
-                "vpdpwssd {sum}, {a}, {b}",
-                sum = inout(zmm_reg) sum,
-                a = in(zmm_reg) a,
-                b = in(zmm_reg) b,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        sum
-    }
-
-    /// As above; outputs are in two halves, and chains are what they are there.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn dots_avx2<const N: usize, const CHAINS: usize>(
-        weights: &[i8],
-        group: &Group,
-        sums: &mut [[f32; WIDE]; GROUP],
-    ) {
-        let blocks = weights.len() / BYTES;
-        assert!(group.pairs.len() >= blocks * PAIRS * N && group.scales.len() >= blocks * N);
-        let mut totals = [[_mm256_setzero_ps(); 2]; N];
-        let mut at = weights.as_ptr();
-        let mut x = group.pairs.as_ptr().cast::<i32>();
-        let mut scales = group.scales.as_ptr();
-        for _ in 0..blocks {
-            // SAFETY: as above.
-            unsafe {
-                let mut whole = [[_mm256_setzero_si256(); 2]; N];
-                for four in 0..PAIRS / 2 {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + FOUR * four));
-                    for half in 0..2 {
-                        let quants = at.add(SCALES + FOUR * four + FOUR / 2 * half);
-                        let quants = _mm256_loadu_si256(quants.cast());
-                        let odd = _mm256_srai_epi16::<8>(quants);
-                        let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(quants));
-                        for (i, quants) in [even, odd].into_iter().enumerate() {
-                            for n in 0..N {
-                                let x = x.add((2 * four + i) * N + n).read();
-                                let part = _mm256_madd_epi16(quants, _mm256_set1_epi32(x));
-                                whole[n][half] = _mm256_add_epi32(whole[n][half], part);
-                            }
-                        }
-                    }
-                }
-                for half in 0..2 {
-                    let own = _mm256_cvtph_ps(_mm_loadu_si128(at.add(WIDE * half).cast()));
-                    for n in 0..N {
-                        let part = _mm256_cvtepi32_ps(whole[n][half]);
-                        let part = _mm256_mul_ps(part, _mm256_set1_ps(scales.add(n).read()));
-                        totals[n][half] = _mm256_fmadd_ps(part, own, totals[n][half]);
-                    }
-                }
-                at = at.add(BYTES);
-                x = x.add(PAIRS * N);
-                scales = scales.add(N);
-            }
-        }
-        for n in 0..N {
-            for half in 0..2 {
-                // SAFETY: eight numbers.
-                unsafe { _mm256_storeu_ps(sums[n].as_mut_ptr().add(8 * half), totals[n][half]) };
             }
         }
     }
