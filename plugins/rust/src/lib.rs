@@ -4,7 +4,11 @@
 mod arena;
 mod attention;
 mod codec;
+#[allow(dead_code)] // likewise
+mod cpu;
 mod fault;
+#[allow(dead_code)] // likewise
+mod gemm;
 mod linear;
 mod lm;
 mod peer;
