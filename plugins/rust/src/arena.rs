@@ -6,7 +6,7 @@
 //! model into them.
 
 use std::marker::PhantomData;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use candle::Result;
@@ -29,6 +29,47 @@ pub unsafe trait Plain: Copy {}
 unsafe impl Plain for f32 {}
 unsafe impl Plain for half::bf16 {}
 unsafe impl Plain for i8 {}
+
+/// Numbers that change, zero at first; on huge pages too.
+pub struct Buffer {
+    map: MmapMut,
+    skip: usize,
+    len: usize,
+}
+
+impl Buffer {
+    pub fn zeros(len: usize) -> Result<Self> {
+        let (map, skip) = map_huge(len * std::mem::size_of::<f32>())?;
+        Ok(Self { map, skip, len })
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: the map has that many bytes there, aligned, and lives as long.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.skip).cast(), self.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        let at = self.map.as_mut_ptr();
+        // SAFETY: as above, and it is borrowed for us alone.
+        unsafe { std::slice::from_raw_parts_mut(at.add(self.skip).cast(), self.len) }
+    }
+}
+
+/// Memory with `bytes` from a huge page's start, and where that is.
+fn map_huge(bytes: usize) -> Result<(MmapMut, usize)> {
+    let map = MmapMut::map_anon(bytes + HUGE)?;
+    // A wish: on a system that has no such pages, numbers lie in its usual ones.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    let start = map.as_ptr() as usize;
+    Ok((map, start.next_multiple_of(HUGE) - start))
+}
 
 /// Hands out pieces of huge pages; a chunk is freed with the last piece of it.
 #[derive(Default)]
@@ -63,11 +104,8 @@ impl Arena {
 
     fn grow(&mut self, bytes: usize) -> Result<()> {
         let len = bytes.max(CHUNK);
-        let mut map = MmapMut::map_anon(len + HUGE)?;
-        // A wish: on a system that has no such pages, weights lie in its usual ones.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        self.free = ((map.as_mut_ptr() as usize).next_multiple_of(HUGE), len);
+        let (mut map, skip) = map_huge(len)?;
+        self.free = (map.as_mut_ptr() as usize + skip, len);
         self.chunk = Some(Arc::new(map));
         Ok(())
     }
@@ -85,6 +123,16 @@ impl<T: Plain> Deref for Piece<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_buffer_is_zero_and_keeps_what_is_written() -> Result<()> {
+        let mut buffer = Buffer::zeros(1000)?;
+        assert_eq!(&buffer[..], [0.0; 1000]);
+        buffer[999] = 3.0;
+        assert_eq!((buffer[998], buffer[999], buffer.len()), (0.0, 3.0, 1000));
+        assert!(buffer.as_ptr() as usize % HUGE == 0);
+        Ok(())
+    }
 
     #[test]
     fn pieces_hold_what_was_put_and_outlive_the_arena() -> Result<()> {

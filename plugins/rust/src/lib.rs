@@ -9,6 +9,8 @@ mod fault;
 mod gemm;
 mod linear;
 mod lm;
+mod math;
+mod mimi;
 mod peer;
 mod rows;
 mod sampling;
@@ -55,38 +57,46 @@ fn shaped<'py, T: numpy::Element>(
 
 type Array<'py, T> = Bound<'py, PyArrayDyn<T>>;
 
-/// Streams of one direction of a codec.
+/// Streams on their way in.
 #[pyclass]
-struct CodecState(codec::State);
+struct EncoderState(codec::EncoderState);
 
 #[pymethods]
-impl CodecState {
+impl EncoderState {
     fn reset(&mut self, slot: usize) -> PyResult<()> {
         self.0.reset(slot).map_err(refuse)
     }
 }
 
-/// Weights of a codec. Its states may be stepped by different threads at once.
+/// Streams on their way out.
+#[pyclass]
+struct DecoderState(codec::DecoderState);
+
+#[pymethods]
+impl DecoderState {
+    fn reset(&mut self, slot: usize) -> PyResult<()> {
+        self.0.reset(slot).map_err(refuse)
+    }
+}
+
+/// Weights of a codec, on the CPU. Its states may be stepped by different threads at once.
 #[pyclass(frozen)]
 struct Codec(codec::Codec);
 
 #[pymethods]
 impl Codec {
     #[new]
-    fn new(
-        py: Python<'_>,
-        path: PathBuf,
-        spec: &str,
-        device: &str,
-        check_finite: bool,
-    ) -> PyResult<Self> {
+    fn new(py: Python<'_>, path: PathBuf, spec: &str, check_finite: bool) -> PyResult<Self> {
         let spec = serde_json::from_str(spec).map_err(refuse)?;
-        detached(py, || codec::Codec::load(&path, spec, open_device(device)?, check_finite))
-            .map(Self)
+        detached(py, || codec::Codec::load(&path, spec, check_finite)).map(Self)
     }
 
-    fn new_state(&self, slots: usize) -> CodecState {
-        CodecState(self.0.new_state(slots))
+    fn new_encoder_state(&self, slots: usize) -> PyResult<EncoderState> {
+        self.0.new_encoder_state(slots).map(EncoderState).map_err(refuse)
+    }
+
+    fn new_decoder_state(&self, slots: usize) -> PyResult<DecoderState> {
+        self.0.new_decoder_state(slots).map(DecoderState).map_err(refuse)
     }
 
     fn encode<'py>(
@@ -94,7 +104,7 @@ impl Codec {
         py: Python<'py>,
         pcm: PyReadonlyArrayDyn<'py, f32>,
         valid: Vec<bool>,
-        state: &mut CodecState,
+        state: &mut EncoderState,
     ) -> PyResult<Array<'py, i64>> {
         let (pcm, state) = (numbers(&pcm)?, &mut state.0);
         let codes = detached(py, || self.0.encode(&pcm, &valid, state))?;
@@ -107,7 +117,7 @@ impl Codec {
         py: Python<'py>,
         codes: PyReadonlyArrayDyn<'py, i64>,
         valid: Vec<bool>,
-        state: &mut CodecState,
+        state: &mut DecoderState,
     ) -> PyResult<Array<'py, f32>> {
         let count = codes.shape().last().copied().unwrap_or(0);
         let (codes, state) = (numbers(&codes)?, &mut state.0);
@@ -320,7 +330,8 @@ fn build_info() -> (Vec<&'static str>, usize) {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_class::<Codec>()?;
-    module.add_class::<CodecState>()?;
+    module.add_class::<EncoderState>()?;
+    module.add_class::<DecoderState>()?;
     module.add_class::<Lm>()?;
     module.add_class::<LmState>()?;
     module.add_function(wrap_pyfunction!(read_tensor, module)?)?;
