@@ -82,7 +82,7 @@ def test_quantizing_at_load_is_quantizing_the_file(tmp_path: Path) -> None:
     for _ in range(3 * CONTEXT):
         wanted, got = mixed.step(), ours.step()
         torch.testing.assert_close(
-            got.extra["text_logits_BV"], wanted.extra["text_logits_BV"], atol=1e-4, rtol=0
+            got.extra["text_logits_BV"], wanted.extra["text_logits_BV"], atol=3e-4, rtol=0
         )
         assert tokens(got, 0) == tokens(wanted, 0)
 
