@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(&buffer[..], [0.0; 1000]);
         buffer[999] = 3.0;
         assert_eq!((buffer[998], buffer[999], buffer.len()), (0.0, 3.0, 1000));
-        assert!(buffer.as_ptr() as usize % HUGE == 0);
+        assert!((buffer.as_ptr() as usize).is_multiple_of(HUGE));
         Ok(())
     }
 

@@ -7,6 +7,9 @@
 //! A number of the result is a sum over blocks of [`BLOCK`] inputs, each summed in order: it depends
 //! neither on the rows that are multiplied along with it nor on the number of threads.
 
+// Counted loops over lanes are what the compiler keeps in registers.
+#![allow(clippy::needless_range_loop)]
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
