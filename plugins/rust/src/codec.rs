@@ -47,7 +47,10 @@ impl Spec {
     /// Latents of one frame, before they become one.
     fn stride(&self) -> Result<usize> {
         let hop: usize = self.ratios.iter().product();
-        if self.frame_size == 0 || self.frame_size % hop != 0 || self.width != self.dimension {
+        if self.frame_size == 0
+            || !self.frame_size.is_multiple_of(hop)
+            || self.width != self.dimension
+        {
             candle::bail!(
                 "frames of {} samples, ratios {:?}, widths {} and {} do not make a codec",
                 self.frame_size,

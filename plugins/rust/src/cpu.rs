@@ -12,9 +12,6 @@ pub enum Level {
 }
 
 impl Level {
-    /// Rows that the widest product takes at once.
-    pub const MAX_ROWS: usize = 12;
-
     /// Every level that this machine has, the widest first.
     pub fn all() -> Vec<Self> {
         let mut found = vec![];

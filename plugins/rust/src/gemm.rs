@@ -1,13 +1,17 @@
 //! Products of float32 with float32 or bfloat16 matrices, for weights that are read once per step.
 //!
 //! Weights lie in panels of [`WIDTH`] outputs, `[outputs / WIDTH][inputs][WIDTH]`, so that a product
-//! of a few rows reads them from end to end in one stream, as fast as the memory gives them. With
-//! many rows, a block of a panel stays in the cache while all rows pass over it.
+//! of a few rows reads them from end to end, two panels side by side, as fast as the memory gives
+//! them. With many rows, a block of two panels stays in the cache while all rows pass over it.
 //!
 //! A number of the result is a sum over blocks of [`BLOCK`] inputs, each summed in order: it depends
 //! neither on the rows that are multiplied along with it nor on the number of threads.
 
+// Counted loops over lanes are what the compiler keeps in registers.
+#![allow(clippy::needless_range_loop)]
+
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle::Result;
 use half::bf16;
@@ -15,14 +19,17 @@ use half::bf16;
 use crate::arena::{Arena, Piece, Plain};
 use crate::cpu::{self, Level};
 
-/// Outputs that lie side by side.
-pub const WIDTH: usize = 32;
+/// Outputs that lie side by side: one vector of the widest instructions.
+pub const WIDTH: usize = 16;
 /// Inputs that are summed before the sum is added to the result: better rounding than one long sum,
-/// and 64 kB of weights.
+/// and 32 kB of weights.
 const BLOCK: usize = 512;
-/// Bytes that weights are asked for ahead of their use, and that come at once.
+/// Bytes that weights are asked for ahead of their use, of what was tried the fastest.
 const AHEAD: usize = 2048;
-const LINE: usize = 64;
+/// Parts of a product for each thread, so that one which comes late does less.
+const PARTS: usize = 4;
+/// Rows that the widest instructions take at once.
+const MANY: usize = 12;
 /// Multiplications that are worth a second thread, and weights that are.
 const WORTH_ROWS: usize = 1 << 20;
 const WORTH_WEIGHTS: usize = 1 << 16;
@@ -125,23 +132,34 @@ fn multiply_by<W: Weight>(
     let shared = threads > 1 && (weights >= WORTH_WEIGHTS || weights * rows >= WORTH_ROWS);
     if !shared {
         job.run(level, 0..rows, 0..panels);
-    } else if rows >= 2 * threads * Level::MAX_ROWS {
-        let share = rows.div_ceil(threads).next_multiple_of(Level::MAX_ROWS);
-        spread(rows, share, |rows| job.run(level, rows, 0..panels));
+    } else if rows >= 2 * threads * MANY {
+        let share = rows.div_ceil(PARTS * threads).next_multiple_of(MANY);
+        spread(threads, rows, share, |rows| job.run(level, rows, 0..panels));
     } else {
-        spread(panels, panels.div_ceil(threads), |panels| job.run(level, 0..rows, panels));
+        let share = panels.div_ceil(PARTS * threads).next_multiple_of(2);
+        spread(threads, panels, share, |panels| job.run(level, 0..rows, panels));
     }
 }
 
-/// Calls `work` for parts of `0..count`, on several threads.
-fn spread(count: usize, share: usize, work: impl Fn(Range<usize>) + Sync) {
-    let work = &work;
-    rayon::scope(|scope| {
-        for start in (share..count).step_by(share) {
-            scope.spawn(move |_| work(start..count.min(start + share)));
+/// Calls `work` for parts of `0..count`; threads take the next part when they have done one.
+fn spread(threads: usize, count: usize, share: usize, work: impl Fn(Range<usize>) + Sync) {
+    let next = AtomicUsize::new(0);
+    on_each(threads, &|| loop {
+        let start = share * next.fetch_add(1, Ordering::Relaxed);
+        if start >= count {
+            return;
         }
-        work(0..count.min(share));
+        work(start..count.min(start + share));
     });
+}
+
+/// Calls `work` on so many threads at most; those that do not come in time are not waited for.
+fn on_each(threads: usize, work: &(impl Fn() + Sync)) {
+    if threads == 1 {
+        work();
+    } else {
+        rayon::join(work, || on_each(threads - 1, work));
+    }
 }
 
 /// A product whose sizes were checked.
@@ -186,32 +204,38 @@ impl<'a, W: Weight> Job<'a, W> {
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => x86::run_avx2(self, rows, panels),
                 Level::Portable => {
-                    self.by_blocks(rows, panels, 3, |block, rows| block.few::<Lanes, 4>(rows))
+                    self.by_blocks(rows, panels, 3, 1, |block, rows, _| match rows {
+                        1 => block.tile::<Lanes, 2, 1>(),
+                        2 => block.tile::<Lanes, 2, 2>(),
+                        _ => block.tile::<Lanes, 2, 3>(),
+                    })
                 }
             }
         }
     }
 
-    /// Calls `tile` for blocks of inputs and of at most `most` rows, weights in order of memory.
+    /// Calls `tile` for blocks of inputs and of at most so many rows and panels, weights in order of
+    /// memory.
     #[inline(always)]
     fn by_blocks(
         &self,
         rows: Range<usize>,
         panels: Range<usize>,
-        most: usize,
-        tile: impl Fn(Block<W>, usize),
+        most_rows: usize,
+        most_panels: usize,
+        tile: impl Fn(Block<W>, usize, usize),
     ) {
         if rows.is_empty() {
             return;
         }
-        let share = rows.len().div_ceil(rows.len().div_ceil(most)); // even blocks
-        for panel in panels {
+        let share = rows.len().div_ceil(rows.len().div_ceil(most_rows)); // even blocks
+        for panel in panels.clone().step_by(most_panels) {
             let mut input = 0;
             while input < self.weight.inputs || input == 0 {
                 let count = BLOCK.min(self.weight.inputs - input);
                 for row in rows.clone().step_by(share) {
                     let block = Block { job: self, panel, row, input, count };
-                    tile(block, share.min(rows.end - row));
+                    tile(block, share.min(rows.end - row), most_panels.min(panels.end - panel));
                 }
                 input += BLOCK;
             }
@@ -219,7 +243,7 @@ impl<'a, W: Weight> Job<'a, W> {
     }
 }
 
-/// Some rows, one panel, some inputs.
+/// Some rows, panels and inputs, each from the first that is named.
 struct Block<'a, W> {
     job: &'a Job<'a, W>,
     panel: usize,
@@ -229,54 +253,28 @@ struct Block<'a, W> {
 }
 
 impl<W: Weight> Block<'_, W> {
-    /// At most three rows.
-    #[inline(always)]
-    unsafe fn few<V: Vector, const N: usize>(self, rows: usize) {
-        match rows {
-            1 => self.tile::<V, N, 1>(),
-            2 => self.tile::<V, N, 2>(),
-            _ => self.tile::<V, N, 3>(),
-        }
-    }
-
-    /// At most [`Level::MAX_ROWS`].
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn many<V: Vector, const N: usize>(self, rows: usize) {
-        match rows {
-            1 => self.tile::<V, N, 1>(),
-            2 => self.tile::<V, N, 2>(),
-            3 => self.tile::<V, N, 3>(),
-            4 => self.tile::<V, N, 4>(),
-            5 => self.tile::<V, N, 5>(),
-            6 => self.tile::<V, N, 6>(),
-            7 => self.tile::<V, N, 7>(),
-            8 => self.tile::<V, N, 8>(),
-            9 => self.tile::<V, N, 9>(),
-            10 => self.tile::<V, N, 10>(),
-            11 => self.tile::<V, N, 11>(),
-            _ => self.tile::<V, N, 12>(),
-        }
-    }
-
-    /// `M` rows by a panel of `N` vectors.
+    /// `M` rows by `N` vectors, of one panel or several.
     #[inline(always)]
     unsafe fn tile<V: Vector, const N: usize, const M: usize>(self) {
         let Self { job, panel, row, input, count } = self;
-        let weight = job.weight.data.as_ptr().add(panel * job.weight.stride + input * WIDTH);
-        let mut inputs = [job.input.data.as_ptr(); M];
-        for m in 0..M {
-            inputs[m] = inputs[m].add(job.input.start(row + m) + input);
+        let mut weights = [job.weight.data.as_ptr().add(input * WIDTH); N];
+        for n in 0..N {
+            let (panel, lane) = (panel + n * V::LEN / WIDTH, n * V::LEN % WIDTH);
+            weights[n] = weights[n].add(panel * job.weight.stride + lane);
         }
-        let sums = sum::<W, V, N, M>(inputs, weight, count);
+        let mut inputs = [job.input.data.as_ptr().add(input); M];
+        for m in 0..M {
+            inputs[m] = inputs[m].add(job.input.start(row + m));
+        }
+        let sums = sum::<W, V, N, M>(inputs, weights, count);
         let first = panel * WIDTH;
-        let width = WIDTH.min(job.weight.outputs - first);
+        let width = job.weight.outputs - first;
         let bias = if input == 0 { job.bias } else { None };
         let bias = bias.map(|bias| bias.as_ptr().add(first));
         let add = job.add || input > 0;
         for m in 0..M {
             let output = job.output.add((row + m) * job.stride + first);
-            if width == WIDTH {
+            if width >= N * V::LEN {
                 write::<V, N>(sums[m], output, bias, add);
             } else {
                 write_part::<V, N>(sums[m], output, bias, add, width);
@@ -288,30 +286,30 @@ impl<W: Weight> Block<'_, W> {
 #[inline(always)]
 unsafe fn sum<W: Weight, V: Vector, const N: usize, const M: usize>(
     inputs: [*const f32; M],
-    weight: *const W,
+    weights: [*const W; N],
     count: usize,
 ) -> [[V; N]; M] {
     let mut sums = [[V::zero(); N]; M];
     for i in 0..count {
-        let at = weight.add(i * WIDTH);
-        for line in 0..WIDTH * size_of::<W>() / LINE {
-            V::fetch(at.cast::<u8>().wrapping_add(AHEAD + line * LINE));
-        }
-        let mut weights = [V::zero(); N];
+        let mut row = [V::zero(); N];
         for n in 0..N {
-            weights[n] = W::load(at.add(n * V::LEN));
+            let at = weights[n].add(i * WIDTH);
+            if n * V::LEN % WIDTH == 0 {
+                V::fetch(at.cast::<u8>().wrapping_add(AHEAD));
+            }
+            row[n] = W::load(at);
         }
         for m in 0..M {
             let x = V::splat(*inputs[m].add(i));
             for n in 0..N {
-                sums[m][n] = V::multiply_add(x, weights[n], sums[m][n]);
+                sums[m][n] = V::multiply_add(x, row[n], sums[m][n]);
             }
         }
     }
     sums
 }
 
-/// A whole panel of one row.
+/// `N` vectors of one row.
 #[inline(always)]
 unsafe fn write<V: Vector, const N: usize>(
     sums: [V; N],
@@ -331,7 +329,7 @@ unsafe fn write<V: Vector, const N: usize>(
     }
 }
 
-/// The first `width` numbers of a panel of one row.
+/// The first `width` numbers of them.
 #[inline(always)]
 unsafe fn write_part<V: Vector, const N: usize>(
     sums: [V; N],
@@ -340,7 +338,7 @@ unsafe fn write_part<V: Vector, const N: usize>(
     add: bool,
     width: usize,
 ) {
-    let mut values = [0f32; WIDTH];
+    let mut values = [0f32; 2 * WIDTH];
     for n in 0..N {
         V::store(sums[n], values.as_mut_ptr().add(n * V::LEN));
     }
@@ -450,21 +448,36 @@ mod x86 {
 
     use half::bf16;
 
-    use super::{Job, Vector, Weight};
-    use crate::cpu::Level;
+    use super::{Job, Vector, Weight, MANY};
+
+    /// Calls the tile of so many rows, up to the last of those that are listed.
+    macro_rules! by_rows {
+        ($block:ident, $rows:ident, $vector:ty, $n:literal, $($m:literal)* | $last:literal) => {
+            match $rows {
+                $($m => $block.tile::<$vector, $n, $m>(),)*
+                _ => $block.tile::<$vector, $n, $last>(),
+            }
+        };
+    }
 
     #[target_feature(enable = "avx512f")]
     pub fn run_avx512<W: Weight>(job: &Job<W>, rows: Range<usize>, panels: Range<usize>) {
         // SAFETY: the job's sizes were checked.
-        job.by_blocks(rows, panels, Level::MAX_ROWS, |block, rows| unsafe {
-            block.many::<__m512, 2>(rows)
+        job.by_blocks(rows, panels, MANY, 2, |block, rows, panels| unsafe {
+            if panels == 1 {
+                by_rows!(block, rows, __m512, 1, 1 2 3 4 5 6 7 8 9 10 11 | 12)
+            } else {
+                by_rows!(block, rows, __m512, 2, 1 2 3 4 5 6 7 8 9 10 11 | 12)
+            }
         })
     }
 
     #[target_feature(enable = "avx2,fma")]
     pub fn run_avx2<W: Weight>(job: &Job<W>, rows: Range<usize>, panels: Range<usize>) {
         // SAFETY: as above.
-        job.by_blocks(rows, panels, 3, |block, rows| unsafe { block.few::<__m256, 4>(rows) })
+        job.by_blocks(rows, panels, 6, 1, |block, rows, _| unsafe {
+            by_rows!(block, rows, __m256, 2, 1 2 3 4 5 | 6)
+        })
     }
 
     macro_rules! vector {

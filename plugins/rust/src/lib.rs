@@ -1,4 +1,4 @@
-//! Mimi and Moshi on candle, as a Python extension; `moshi_pipe_rust.backend` is its only caller.
+//! Mimi, and Moshi on candle, as a Python extension; `moshi_pipe_rust` is its only caller.
 
 mod arena;
 mod attention;

@@ -101,15 +101,15 @@ fn elu_with<const F: bool>(x: &[f32], y: &mut [f32]) {
 /// `-ln(1 - erf(z)) / z` for `z` in 0 .. 4, by powers of `z`: weighted least squares, with an error
 /// of erf below 1e-9.
 const ERF: [f32; 11] = [
-    1.128_379_2,
-    0.636_619_8,
+    std::f32::consts::FRAC_2_SQRT_PI,
+    std::f32::consts::FRAC_2_PI,
     0.102_771_6,
     -1.911_996e-2,
     -2.451_844_3e-4,
     1.784_148_3e-3,
     -7.233_803_6e-4,
     1.556_508_6e-4,
-    -1.660_304_1e-5,
+    -1.660_304e-5,
     1.643_633_7e-7,
     9.234_548e-8,
 ];

@@ -154,12 +154,15 @@ def test_weights_that_are_not_finite_or_of_another_shape_are_refused(tmp_path: P
     assert "is [4, 1, 7], the config says [4, 1, 5]" in str(caught.value)
 
 
-def test_residual_layers_may_be_dilated(tmp_path: Path) -> None:
-    seanet = {**TINY_MIMI["seanet"], "n_residual_layers": 2}
-    reference = torch_mimi({**TINY_MIMI, "seanet": seanet})
+@pytest.mark.parametrize(("num_layers", "channels"), [(2, 1), (1, 2)])
+def test_other_shapes(num_layers: int, channels: int, tmp_path: Path) -> None:
+    """Dilated residual layers; two channels."""
+    seanet = {**TINY_MIMI["seanet"], "n_residual_layers": num_layers, "channels": channels}
+    reference = torch_mimi({**TINY_MIMI, "channels": channels, "seanet": seanet})
     rust = rust_codec(write_mimi(tmp_path, reference), reference.mimi)
     reference.prepare()
-    frames = speech(30, reference.mimi)
+    sides = [speech(30, reference.mimi, seed) for seed in range(channels)]
+    frames = torch.cat(sides, dim=2)
 
     codes = encode_all(reference, frames)
 

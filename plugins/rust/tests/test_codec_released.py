@@ -16,9 +16,8 @@ from moshi_pipe.models.spec import MimiSpec
 from moshi_pipe.nn.mimi import Mimi
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from moshi_pipe_rust.codec import RustCodec
+    from torch import Tensor
 
 SPEC = MimiSpec(num_codebooks=8)  # as many as a frame has; the released file has 32
 NUM_FRAMES = 130  # 260 positions: the window of 250 is full

@@ -70,7 +70,7 @@ impl Conv {
         } else {
             None
         };
-        if steps % shape.stride != 0 {
+        if !steps.is_multiple_of(shape.stride) {
             candle::bail!("'{name}' has stride {}, a frame has {steps} steps", shape.stride)
         }
         let weight = Panels::pack(arena, &matrix, outputs, taps * inputs)?;

@@ -95,7 +95,7 @@ pub struct State {
 impl Transformer {
     pub fn load(weights: &Weights, arena: &mut Arena, name: &str, sizes: Sizes) -> Result<Self> {
         let Sizes { width, heads, context, steps, .. } = sizes;
-        if heads == 0 || width % heads != 0 || sizes.head() % 2 != 0 || steps > context {
+        if heads == 0 || !width.is_multiple_of(2 * heads) || steps > context {
             candle::bail!(
                 "{heads} heads, width {width}, {steps} positions in a window of {context}"
             )
