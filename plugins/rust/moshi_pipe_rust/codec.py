@@ -1,4 +1,4 @@
-"""Mimi on candle, behind the codec protocol.
+"""Mimi in Rust, behind the codec protocol.
 
 Shape letters: B slot, C audio channel, N PCM sample, K codebook.
 """
@@ -24,34 +24,29 @@ if TYPE_CHECKING:
 
 
 class RustCodec:
-    """The codec. Implements :class:`moshi_pipe.models.protocols.Codec`.
-
-    Every slot is a streaming model of its own over shared weights; several slots run on several
-    threads. Tensors are exchanged on the CPU, whatever the device.
+    """The codec, on the CPU. Implements :class:`moshi_pipe.models.protocols.Codec`.
 
     Args:
         handle: The extension's codec.
         mimi: Hyperparameters.
-        device: Candle's name of the device.
     """
 
-    def __init__(self, handle: Any, mimi: MimiSpec, device: str) -> None:
+    def __init__(self, handle: Any, mimi: MimiSpec) -> None:
         self._handle = handle
         self._mimi = mimi
-        self._device = device
 
     @classmethod
     def open(
-        cls, native: Any, mimi: MimiSpec, path: Path, device: str, *, check_finite: bool = True
+        cls, native: Any, mimi: MimiSpec, path: Path, *, check_finite: bool = True
     ) -> RustCodec:
         """Load the weights, in float32.
 
         Raises:
-            BackendError: They do not fit the config, or the device failed.
+            BackendError: They do not fit the config.
         """
         with failing_as(f"backend rust cannot load the codec {path}"):
-            handle = native.Codec(str(path), _spec_json(mimi), device, check_finite)
-        return cls(handle, mimi, device)
+            handle = native.Codec(str(path), _spec_json(mimi), check_finite)
+        return cls(handle, mimi)
 
     @property
     def spec(self) -> CodecSpec:
@@ -60,16 +55,16 @@ class RustCodec:
 
     @property
     def caps(self) -> Capabilities:
-        """Where tensors are exchanged: the engine's side of this codec is on the CPU."""
+        """The CPU, whatever the device of a model."""
         return Capabilities(backend="rust", device="cpu", dtype="float32")
 
     def new_encoder_state(self, num_slots: int) -> Any:
         """Make state for ``num_slots`` streams."""
-        return self._handle.new_state(num_slots)
+        return self._handle.new_encoder_state(num_slots)
 
     def new_decoder_state(self, num_slots: int) -> Any:
         """Make state for ``num_slots`` streams."""
-        return self._handle.new_state(num_slots)
+        return self._handle.new_decoder_state(num_slots)
 
     def encode(self, pcm_BCN: Tensor, valid_B: Tensor, state: Any) -> Tensor:
         """Encode one frame per slot; see :class:`~moshi_pipe.models.protocols.Codec`.
@@ -84,7 +79,7 @@ class RustCodec:
     def decode(self, codes_BK: Tensor, valid_B: Tensor, state: Any) -> Tensor:
         """Decode one frame per slot; see :class:`~moshi_pipe.models.protocols.Codec`.
 
-        The number of codes per frame is that of the state's first frame.
+        Frames may have any number of codes up to the number of codebooks.
 
         Raises:
             BackendError: A code is not in the codebook, or the step failed.
@@ -103,7 +98,6 @@ class RustCodec:
 def _spec_json(mimi: MimiSpec) -> str:
     transformer = mimi.transformer
     names = [
-        "sample_rate",
         "frame_size",
         "channels",
         "dimension",
@@ -116,6 +110,7 @@ def _spec_json(mimi: MimiSpec) -> str:
         "dilation_base",
         "compress",
         "quantizer_dim",
+        "num_codebooks",
         "num_active",
         "cardinality",
     ]

@@ -35,7 +35,7 @@ def open_codec(
     """Open a codec; on rustymimi where the extension is not built.
 
     Raises:
-        BackendError: Neither is there, or the weights or the device cannot be used.
+        BackendError: Neither is there, or the weights cannot be used.
         CheckpointError: The checkpoint was opened without its codec.
     """
     if checkpoint.mimi is None or checkpoint.mimi_weights is None:
@@ -47,14 +47,8 @@ def open_codec(
     except BackendError as error:
         codec = RustymimiCodec.open(checkpoint.mimi, checkpoint.mimi_weights, error)
     else:
-        device = choose_device(options.device, native)
-        codec = RustCodec.open(
-            native,
-            checkpoint.mimi,
-            checkpoint.mimi_weights,
-            device,
-            check_finite=checkpoint.check_finite,
-        )
+        path, check_finite = checkpoint.mimi_weights, checkpoint.check_finite
+        codec = RustCodec.open(native, checkpoint.mimi, path, check_finite=check_finite)
     progress(size, size)
     return codec
 

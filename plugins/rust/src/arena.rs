@@ -6,7 +6,7 @@
 //! model into them.
 
 use std::marker::PhantomData;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use candle::Result;
@@ -29,6 +29,51 @@ pub unsafe trait Plain: Copy {}
 unsafe impl Plain for f32 {}
 unsafe impl Plain for half::bf16 {}
 unsafe impl Plain for i8 {}
+
+/// Numbers that change, zero at first; on huge pages too.
+pub struct Buffer<T = f32> {
+    map: MmapMut,
+    skip: usize,
+    len: usize,
+    _type: PhantomData<T>,
+}
+
+impl<T: Plain> Buffer<T> {
+    pub fn zeros(len: usize) -> Result<Self> {
+        let bytes = len * std::mem::size_of::<T>();
+        // Less than a huge page would only take more memory on one.
+        let (map, skip) =
+            if bytes < HUGE { (MmapMut::map_anon(bytes.max(1))?, 0) } else { map_huge(bytes)? };
+        Ok(Self { map, skip, len, _type: PhantomData })
+    }
+}
+
+impl<T: Plain> Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the map has that many bytes there, aligned, and lives as long.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.skip).cast(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let at = self.map.as_mut_ptr();
+        // SAFETY: as above, and it is borrowed for us alone.
+        unsafe { std::slice::from_raw_parts_mut(at.add(self.skip).cast(), self.len) }
+    }
+}
+
+/// Memory with `bytes` from a huge page's start, and where that is.
+fn map_huge(bytes: usize) -> Result<(MmapMut, usize)> {
+    let map = MmapMut::map_anon(bytes + HUGE)?;
+    // A wish: on a system that has no such pages, numbers lie in its usual ones.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    let start = map.as_ptr() as usize;
+    Ok((map, start.next_multiple_of(HUGE) - start))
+}
 
 /// Hands out pieces of huge pages; a chunk is freed with the last piece of it.
 #[derive(Default)]
@@ -63,11 +108,8 @@ impl Arena {
 
     fn grow(&mut self, bytes: usize) -> Result<()> {
         let len = bytes.max(CHUNK);
-        let mut map = MmapMut::map_anon(len + HUGE)?;
-        // A wish: on a system that has no such pages, weights lie in its usual ones.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        self.free = ((map.as_mut_ptr() as usize).next_multiple_of(HUGE), len);
+        let (mut map, skip) = map_huge(len)?;
+        self.free = (map.as_mut_ptr() as usize + skip, len);
         self.chunk = Some(Arc::new(map));
         Ok(())
     }
@@ -85,6 +127,18 @@ impl<T: Plain> Deref for Piece<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_buffer_is_zero_and_keeps_what_is_written() -> Result<()> {
+        for len in [1000, HUGE] {
+            let mut buffer = Buffer::<f32>::zeros(len)?;
+            assert!(buffer.len() == len && buffer.iter().all(|&number| number == 0.0));
+            buffer[999] = 3.0;
+            assert_eq!((buffer[998], buffer[999]), (0.0, 3.0));
+            assert!(len < HUGE || (buffer.as_ptr() as usize).is_multiple_of(HUGE));
+        }
+        Ok(())
+    }
 
     #[test]
     fn pieces_hold_what_was_put_and_outlive_the_arena() -> Result<()> {

@@ -1,12 +1,16 @@
-//! Mimi and Moshi on candle, as a Python extension; `moshi_pipe_rust.backend` is its only caller.
+//! Mimi, and Moshi on candle, as a Python extension; `moshi_pipe_rust` is its only caller.
 
-#[allow(dead_code)] // its first users come next
 mod arena;
 mod attention;
+mod blocks;
 mod codec;
+mod cpu;
 mod fault;
+mod gemm;
 mod linear;
 mod lm;
+mod math;
+mod mimi;
 mod peer;
 mod rows;
 mod sampling;
@@ -53,38 +57,46 @@ fn shaped<'py, T: numpy::Element>(
 
 type Array<'py, T> = Bound<'py, PyArrayDyn<T>>;
 
-/// Streams of one direction of a codec.
+/// Streams on their way in.
 #[pyclass]
-struct CodecState(codec::State);
+struct EncoderState(codec::EncoderState);
 
 #[pymethods]
-impl CodecState {
+impl EncoderState {
     fn reset(&mut self, slot: usize) -> PyResult<()> {
         self.0.reset(slot).map_err(refuse)
     }
 }
 
-/// Weights of a codec. Its states may be stepped by different threads at once.
+/// Streams on their way out.
+#[pyclass]
+struct DecoderState(codec::DecoderState);
+
+#[pymethods]
+impl DecoderState {
+    fn reset(&mut self, slot: usize) -> PyResult<()> {
+        self.0.reset(slot).map_err(refuse)
+    }
+}
+
+/// Weights of a codec, on the CPU. Its states may be stepped by different threads at once.
 #[pyclass(frozen)]
 struct Codec(codec::Codec);
 
 #[pymethods]
 impl Codec {
     #[new]
-    fn new(
-        py: Python<'_>,
-        path: PathBuf,
-        spec: &str,
-        device: &str,
-        check_finite: bool,
-    ) -> PyResult<Self> {
+    fn new(py: Python<'_>, path: PathBuf, spec: &str, check_finite: bool) -> PyResult<Self> {
         let spec = serde_json::from_str(spec).map_err(refuse)?;
-        detached(py, || codec::Codec::load(&path, spec, open_device(device)?, check_finite))
-            .map(Self)
+        detached(py, || codec::Codec::load(&path, spec, check_finite)).map(Self)
     }
 
-    fn new_state(&self, slots: usize) -> CodecState {
-        CodecState(self.0.new_state(slots))
+    fn new_encoder_state(&self, slots: usize) -> PyResult<EncoderState> {
+        self.0.new_encoder_state(slots).map(EncoderState).map_err(refuse)
+    }
+
+    fn new_decoder_state(&self, slots: usize) -> PyResult<DecoderState> {
+        self.0.new_decoder_state(slots).map(DecoderState).map_err(refuse)
     }
 
     fn encode<'py>(
@@ -92,7 +104,7 @@ impl Codec {
         py: Python<'py>,
         pcm: PyReadonlyArrayDyn<'py, f32>,
         valid: Vec<bool>,
-        state: &mut CodecState,
+        state: &mut EncoderState,
     ) -> PyResult<Array<'py, i64>> {
         let (pcm, state) = (numbers(&pcm)?, &mut state.0);
         let codes = detached(py, || self.0.encode(&pcm, &valid, state))?;
@@ -105,7 +117,7 @@ impl Codec {
         py: Python<'py>,
         codes: PyReadonlyArrayDyn<'py, i64>,
         valid: Vec<bool>,
-        state: &mut CodecState,
+        state: &mut DecoderState,
     ) -> PyResult<Array<'py, f32>> {
         let count = codes.shape().last().copied().unwrap_or(0);
         let (codes, state) = (numbers(&codes)?, &mut state.0);
@@ -152,7 +164,7 @@ impl Lm {
         let dtype = parse_dtype(dtype)?;
         detached(py, || {
             let device = open_device(device)?;
-            let place = linear::Placement { device, dtype, quantize, portable };
+            let place = linear::Placement::new(device, dtype, quantize, portable);
             lm::Model::load(&weights::Weights::open(&path, check_finite)?, spec, place)
         })
         .map(Self)
@@ -178,7 +190,7 @@ impl Lm {
         let weights = weights::Weights::given(read, names, shown, check_finite);
         detached(py, || {
             let device = open_device(device)?;
-            let place = linear::Placement { device, dtype, quantize, portable: false };
+            let place = linear::Placement::new(device, dtype, quantize, false);
             lm::Model::load(&weights, spec, place)
         })
         .map(Self)
@@ -215,7 +227,9 @@ impl Lm {
         state: &mut LmState,
     ) -> PyResult<(Array<'py, f32>, Array<'py, f32>)> {
         let (column, state) = (numbers(&column)?, &mut state.0);
-        let found = detached(py, || self.0.temporal(&column, &valid, guidance.as_deref(), state))?;
+        let found = detached(py, || {
+            among_workers(|| self.0.temporal(&column, &valid, guidance.as_deref(), state))
+        })?;
         let (text, heads, classes) = self.0.spec.heads();
         Ok((
             shaped(py, found.text_logits, &[valid.len(), text])?,
@@ -253,10 +267,18 @@ impl Lm {
                 noise: noise.as_deref().map(|noise| (noise, draws)),
                 guidance: guidance.as_deref(),
             };
-            self.0.depth(&text, &sampling, state)
+            among_workers(|| self.0.depth(&text, &sampling, state))
         })?;
         Ok((shaped(py, codes, &[text.len(), self.0.num_codes()])?, finite))
     }
+}
+
+/// Runs work on one of the threads that share products, which others then join at once.
+fn among_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    if rayon::current_num_threads() == 1 {
+        return work();
+    }
+    rayon::scope(|_| work())
 }
 
 fn parse_dtype(name: &str) -> PyResult<DType> {
@@ -308,7 +330,8 @@ fn build_info() -> (Vec<&'static str>, usize) {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_class::<Codec>()?;
-    module.add_class::<CodecState>()?;
+    module.add_class::<EncoderState>()?;
+    module.add_class::<DecoderState>()?;
     module.add_class::<Lm>()?;
     module.add_class::<LmState>()?;
     module.add_function(wrap_pyfunction!(read_tensor, module)?)?;

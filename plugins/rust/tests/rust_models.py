@@ -81,7 +81,7 @@ def write_mimi(folder: Path, model: Mimi) -> Path:
 
 
 def rust_codec(path: Path, mimi: MimiSpec) -> RustCodec:
-    return RustCodec.open(load_native(), mimi, path, "cpu")
+    return RustCodec.open(load_native(), mimi, path)
 
 
 def candle_names(tensors: dict[str, Tensor], spec: LMSpec) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,8 @@ from moshi_pipe.errors import BackendError
 from moshi_pipe.models.protocols import Codec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from moshi_pipe_rust.codec import RustCodec
 
     from moshi_pipe.nn.mimi import Mimi
@@ -116,12 +119,57 @@ def test_failures_are_one_line(pair: tuple[Mimi, RustCodec]) -> None:
         rust.decode(torch.full((1, 6), 99), valid_B, state)
     assert caught.value.got is not None
     assert "\n" not in caught.value.got
-    rust.reset(state, [0])
-    rust.decode(torch.zeros(1, 6, dtype=torch.int64), valid_B, state)
-    with pytest.raises(BackendError, match="3 codes per frame after 6"):
-        rust.decode(torch.zeros(1, 3, dtype=torch.int64), valid_B, state)
-    with pytest.raises(BackendError, match="7 codes per frame"):
+    with pytest.raises(BackendError, match="7 codes per frame, the codec has 6"):
         rust.decode(torch.zeros(1, 7, dtype=torch.int64), valid_B, state)
+    with pytest.raises(BackendError, match="2 slots, the state has 1"):
+        rust.decode(torch.zeros(2, 6, dtype=torch.int64), torch.tensor([True, True]), state)
+    with pytest.raises(BackendError, match="there is no slot 1"):
+        rust.reset(state, [1])
+
+
+def test_frames_of_one_stream_may_differ_in_codes(pair: tuple[Mimi, RustCodec]) -> None:
+    reference, rust = pair
+    valid_B = torch.tensor([True])
+    ours, theirs = rust.new_decoder_state(1), reference.new_decoder_state(1)
+    for count in (6, 3, 1, 5):
+        codes = torch.arange(count)[None]
+        wanted = reference.decode(codes, valid_B, theirs)
+        got = rust.decode(codes, valid_B, ours)
+        torch.testing.assert_close(got, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
+
+
+def test_weights_that_are_not_finite_or_of_another_shape_are_refused(tmp_path: Path) -> None:
+    reference = torch_mimi(TINY_MIMI)
+    bias = reference.get_parameter("encoder.model.0.conv.conv.bias")
+    bias[0] = torch.nan
+    path = write_mimi(tmp_path, reference)
+    with pytest.raises(BackendError, match=r"cannot load the codec") as caught:
+        rust_codec(path, reference.mimi)
+    assert "encoder.model.0.conv.conv.bias' has numbers that are not finite" in str(caught.value)
+
+    bias[0] = 0
+    path = write_mimi(tmp_path, reference)
+    with pytest.raises(BackendError) as caught:
+        rust_codec(path, replace(reference.mimi, kernel_size=5))
+    assert "is [4, 1, 7], the config says [4, 1, 5]" in str(caught.value)
+
+
+@pytest.mark.parametrize(("num_layers", "channels"), [(2, 1), (1, 2)])
+def test_other_shapes(num_layers: int, channels: int, tmp_path: Path) -> None:
+    """Dilated residual layers; two channels."""
+    seanet = {**TINY_MIMI["seanet"], "n_residual_layers": num_layers, "channels": channels}
+    reference = torch_mimi({**TINY_MIMI, "channels": channels, "seanet": seanet})
+    rust = rust_codec(write_mimi(tmp_path, reference), reference.mimi)
+    reference.prepare()
+    sides = [speech(30, reference.mimi, seed) for seed in range(channels)]
+    frames = torch.cat(sides, dim=2)
+
+    codes = encode_all(reference, frames)
+
+    assert torch.equal(encode_all(rust, frames), codes)
+    wanted = decode_all(reference, codes)
+    got = decode_all(rust, codes)
+    torch.testing.assert_close(got, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
 
 
 def test_it_is_a_codec(pair: tuple[Mimi, RustCodec]) -> None:
