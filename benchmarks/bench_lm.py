@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
 import torch
-from measure import Step, bandwidth, emit, summary, time_interleaved
+from measure import Step, alone, bandwidth, emit, summary, time_interleaved
 from shapes import num_multiplied, num_parameters, shape
 
 from moshi_pipe.engine.delay_line import DelayLine
@@ -60,9 +60,6 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
     parser.add_argument("--rust", action="store_true", help="also time backend=rust, and its int8")
     args = parser.parse_args()
-    if args.rust and len(args.threads) > 1:
-        parser.error("--rust takes one number of threads: its threads are started once")
-    os.environ["RAYON_NUM_THREADS"] = str(args.threads[0])
     preset = shape(args.preset)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +67,8 @@ def main() -> None:
             make_checkpoint(folder, preset=preset, seed=0, dtype=dtype)
             for num_threads in args.threads:
                 key = f"{dtype}, {num_threads} threads"
-                results[key] = run(Path(folder), args, dtype, num_threads)
+                one = Path(folder), args, dtype, num_threads
+                results[key] = alone(run, *one, threads=num_threads)
     size = {"parameters": num_parameters(preset), "multiplied": num_multiplied(preset)}
     emit("lm", {"preset": args.preset, **size, "results": results})
 

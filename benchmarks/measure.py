@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -10,6 +11,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,13 @@ def time_interleaved(
             if frame >= warm_up:
                 times_ms[name].append((time.perf_counter_ns() - start_ns) / 1e6)
     return times_ms
+
+
+def alone(work: Callable[..., Any], *args: Any, threads: int) -> Any:
+    """Call ``work(*args)`` in a process of its own, where Rust takes so many threads, once."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
 
 
 def summary(times_ms: Sequence[float]) -> dict[str, float]:
