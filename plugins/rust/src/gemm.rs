@@ -660,6 +660,26 @@ mod tests {
     }
 
     #[test]
+    fn bfloat16_weights_give_what_their_values_give() -> Result<()> {
+        for (rows, outputs, inputs) in SHAPES {
+            let (x, weight) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+            let narrow: Vec<bf16> = weight.iter().map(|&w| bf16::from_f32(w)).collect();
+            let wide: Vec<f32> = narrow.iter().map(|w| w.to_f32()).collect();
+            let narrow = Panels::pack(&mut Arena::default(), &narrow, outputs, inputs)?;
+            let wide = Panels::pack(&mut Arena::default(), &wide, outputs, inputs)?;
+            for level in Level::all() {
+                let (mut found, mut wanted) =
+                    (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
+                let input = Input::dense(&x, rows, inputs);
+                multiply_by(level, 1, input, narrow.view(), Output::dense(&mut found, outputs));
+                multiply_by(level, 1, input, wide.view(), Output::dense(&mut wanted, outputs));
+                assert_eq!(found, wanted, "{level:?}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     #[should_panic(expected = "too few inputs")]
     fn inputs_that_are_too_short_are_refused() {
         let panels = Panels::pack(&mut Arena::default(), &[0f32; 64], 1, 64).unwrap();
