@@ -121,12 +121,13 @@ fn multiply_by(level: Level, threads: usize, input: Input, weight: View, output:
     let shared = threads > 1 && (weights >= WORTH_WEIGHTS || weights * rows >= WORTH_ROWS);
     if !shared {
         job.run(level, 0..rows, 0..panels);
-    } else if rows >= 2 * threads * MANY {
-        let share = rows.div_ceil(PARTS * threads).next_multiple_of(MANY);
-        spread(threads, rows, share, |rows| job.run(level, rows, 0..panels));
-    } else {
+    } else if panels >= 4 * threads || rows < 2 * threads * MANY {
         let share = panels.div_ceil(PARTS * threads).next_multiple_of(2);
         spread(threads, panels, share, |panels| job.run(level, 0..rows, panels));
+    } else {
+        // Few panels are small, so that it costs little to read them once per part.
+        let share = rows.div_ceil(PARTS * threads).next_multiple_of(MANY);
+        spread(threads, rows, share, |rows| job.run(level, rows, 0..panels));
     }
 }
 
