@@ -32,6 +32,8 @@ const MANY: usize = 12;
 /// Multiplications that are worth a second thread, and weights that are.
 const WORTH_ROWS: usize = 1 << 20;
 const WORTH_WEIGHTS: usize = 1 << 16;
+/// Weights that every thread may read: they stay in its cache.
+const SMALL: usize = 1 << 19;
 
 /// A matrix `[outputs, inputs]` in panels.
 pub struct Panels {
@@ -121,13 +123,12 @@ fn multiply_by(level: Level, threads: usize, input: Input, weight: View, output:
     let shared = threads > 1 && (weights >= WORTH_WEIGHTS || weights * rows >= WORTH_ROWS);
     if !shared {
         job.run(level, 0..rows, 0..panels);
-    } else if panels >= 4 * threads || rows < 2 * threads * MANY {
-        let share = panels.div_ceil(PARTS * threads).next_multiple_of(2);
-        spread(threads, panels, share, |panels| job.run(level, 0..rows, panels));
-    } else {
-        // Few panels are small, so that it costs little to read them once per part.
+    } else if weights <= SMALL && rows >= 2 * threads * MANY {
         let share = rows.div_ceil(PARTS * threads).next_multiple_of(MANY);
         spread(threads, rows, share, |rows| job.run(level, rows, 0..panels));
+    } else {
+        let share = panels.div_ceil(PARTS * threads).next_multiple_of(2);
+        spread(threads, panels, share, |panels| job.run(level, 0..rows, panels));
     }
 }
 
