@@ -33,6 +33,8 @@ const MANY: usize = 12;
 /// Multiplications that are worth a second thread, and weights that are.
 const WORTH_ROWS: usize = 1 << 20;
 const WORTH_WEIGHTS: usize = 1 << 16;
+/// Weights that every thread may read: they stay in its cache.
+const SMALL: usize = 1 << 19;
 
 /// A matrix `[outputs, inputs]` in panels.
 pub struct Panels<W = f32> {
@@ -132,7 +134,7 @@ fn multiply_by<W: Weight>(
     let shared = threads > 1 && (weights >= WORTH_WEIGHTS || weights * rows >= WORTH_ROWS);
     if !shared {
         job.run(level, 0..rows, 0..panels);
-    } else if rows >= 2 * threads * MANY {
+    } else if weights <= SMALL && rows >= 2 * threads * MANY {
         let share = rows.div_ceil(PARTS * threads).next_multiple_of(MANY);
         spread(threads, rows, share, |rows| job.run(level, rows, 0..panels));
     } else {
