@@ -33,6 +33,8 @@ const MANY: usize = 12;
 /// Multiplications that are worth a second thread, and weights that are.
 const WORTH_ROWS: usize = 1 << 20;
 const WORTH_WEIGHTS: usize = 1 << 16;
+/// Weights that every thread may read: they stay in its cache.
+const SMALL: usize = 1 << 19;
 
 /// A matrix `[outputs, inputs]` in panels.
 pub struct Panels<W = f32> {
@@ -132,7 +134,7 @@ fn multiply_by<W: Weight>(
     let shared = threads > 1 && (weights >= WORTH_WEIGHTS || weights * rows >= WORTH_ROWS);
     if !shared {
         job.run(level, 0..rows, 0..panels);
-    } else if rows >= 2 * threads * MANY {
+    } else if weights <= SMALL && rows >= 2 * threads * MANY {
         let share = rows.div_ceil(PARTS * threads).next_multiple_of(MANY);
         spread(threads, rows, share, |rows| job.run(level, rows, 0..panels));
     } else {
@@ -656,6 +658,26 @@ mod tests {
         let input = Input::dense(&gathered, groups * rows, inputs);
         multiply(input, panels.view(), Output::dense(&mut wanted, outputs));
         assert_eq!(found, wanted);
+        Ok(())
+    }
+
+    #[test]
+    fn bfloat16_weights_give_what_their_values_give() -> Result<()> {
+        for (rows, outputs, inputs) in SHAPES {
+            let (x, weight) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+            let narrow: Vec<bf16> = weight.iter().map(|&w| bf16::from_f32(w)).collect();
+            let wide: Vec<f32> = narrow.iter().map(|w| w.to_f32()).collect();
+            let narrow = Panels::pack(&mut Arena::default(), &narrow, outputs, inputs)?;
+            let wide = Panels::pack(&mut Arena::default(), &wide, outputs, inputs)?;
+            for level in Level::all() {
+                let (mut found, mut wanted) =
+                    (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
+                let input = Input::dense(&x, rows, inputs);
+                multiply_by(level, 1, input, narrow.view(), Output::dense(&mut found, outputs));
+                multiply_by(level, 1, input, wide.view(), Output::dense(&mut wanted, outputs));
+                assert_eq!(found, wanted, "{level:?}");
+            }
+        }
         Ok(())
     }
 

@@ -227,9 +227,7 @@ impl Lm {
         state: &mut LmState,
     ) -> PyResult<(Array<'py, f32>, Array<'py, f32>)> {
         let (column, state) = (numbers(&column)?, &mut state.0);
-        let found = detached(py, || {
-            among_workers(|| self.0.temporal(&column, &valid, guidance.as_deref(), state))
-        })?;
+        let found = detached(py, || self.0.temporal(&column, &valid, guidance.as_deref(), state))?;
         let (text, heads, classes) = self.0.spec.heads();
         Ok((
             shaped(py, found.text_logits, &[valid.len(), text])?,
@@ -267,18 +265,10 @@ impl Lm {
                 noise: noise.as_deref().map(|noise| (noise, draws)),
                 guidance: guidance.as_deref(),
             };
-            among_workers(|| self.0.depth(&text, &sampling, state))
+            self.0.depth(&text, &sampling, state)
         })?;
         Ok((shaped(py, codes, &[text.len(), self.0.num_codes()])?, finite))
     }
-}
-
-/// Runs work on one of the threads that share products, which others then join at once.
-fn among_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    if rayon::current_num_threads() == 1 {
-        return work();
-    }
-    rayon::scope(|_| work())
 }
 
 fn parse_dtype(name: &str) -> PyResult<DType> {

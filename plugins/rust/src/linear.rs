@@ -136,7 +136,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Blocks(weight) => {
-                by_slices(x, weight.cols, weight.rows, |x, count, y| weight.multiply(x, count, y))
+                on_slices(x, weight.cols, weight.rows, |x, count, y| weight.multiply(x, count, y))
             }
             Self::F32(weight) => by_panels(x, weight),
             Self::Bf16(weight) => by_panels(x, weight),
@@ -244,25 +244,25 @@ impl Table {
 }
 
 fn by_panels<W: Weight>(x: &Tensor, weight: &Panels<W>) -> Result<Tensor> {
-    by_slices(x, weight.inputs, weight.outputs, |x, count, y| {
+    on_slices(x, weight.inputs, weight.outputs, |x, count, y| {
         let x = Input::dense(x, count, weight.inputs);
         multiply(x, weight.view(), Output::dense(y, weight.outputs))
     })
 }
 
-/// `[n, inputs]` to `[n, outputs]`, on the CPU.
-fn by_slices(
+/// `[n, inputs]` to `[n, outputs]` by slices of float32, on the CPU.
+pub fn on_slices(
     x: &Tensor,
     inputs: usize,
     outputs: usize,
-    multiply: impl FnOnce(&[f32], usize, &mut [f32]),
+    work: impl FnOnce(&[f32], usize, &mut [f32]),
 ) -> Result<Tensor> {
     let (count, width) = x.dims2()?;
     if width != inputs {
-        candle::bail!("a product of {inputs} inputs was given {width}")
+        candle::bail!("{width} numbers were given to what takes {inputs}")
     }
     let mut y = vec![0f32; count * outputs];
-    with_numbers(x, |x| multiply(x, count, &mut y))?;
+    with_numbers(x, |x| work(x, count, &mut y))?;
     Tensor::from_vec(y, (count, outputs), &Device::Cpu)
 }
 

@@ -11,7 +11,8 @@ use candle::{DType, Device, Result, Tensor, D};
 use serde::Deserialize;
 
 use crate::attention::{attend, Heads, Place, Ring, Rotation};
-use crate::linear::{Linear, Placement, Table};
+use crate::linear::{on_slices, Linear, Placement, Table};
+use crate::math::{gated, rms_norm};
 use crate::sampling::{sample, Draw};
 use crate::weights::{Piece, Weights};
 
@@ -61,8 +62,13 @@ pub struct Spec {
 }
 
 struct Norm {
-    alpha: Tensor,
+    alpha: Alpha,
     eps: f32,
+}
+
+enum Alpha {
+    Own(Vec<f32>),
+    Plain(Tensor),
 }
 
 impl Norm {
@@ -79,11 +85,17 @@ impl Norm {
             candle::bail!("'{name}' is {:?}, the config says {dim} values", alpha.dims())
         }
         let alpha = alpha.flatten_all()?.to_dtype(place.compute())?.to_device(&place.device)?;
+        let alpha = if place.own() { Alpha::Own(alpha.to_vec1()?) } else { Alpha::Plain(alpha) };
         Ok(Self { alpha, eps })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::ops::rms_norm(x, &self.alpha, self.eps)
+        match &self.alpha {
+            Alpha::Own(alpha) => {
+                on_slices(x, alpha.len(), alpha.len(), |x, _, y| rms_norm(x, alpha, self.eps, y))
+            }
+            Alpha::Plain(alpha) => candle_nn::ops::rms_norm(x, alpha, self.eps),
+        }
     }
 }
 
@@ -104,6 +116,8 @@ struct Block {
 struct Stack {
     heads: Heads,
     blocks: Vec<Block>,
+    /// Whether gates are by our own kernels.
+    own: bool,
 }
 
 impl Stack {
@@ -158,7 +172,7 @@ impl Stack {
             }
             blocks.push(Block { norm1: norm("norm1")?, norm2: norm("norm2")?, sets: loaded });
         }
-        Ok(Self { heads, blocks })
+        Ok(Self { heads, blocks, own: place.own() })
     }
 
     /// One position per row; `rings[row][layer]`.
@@ -176,11 +190,19 @@ impl Stack {
             let mut own: Vec<&mut Ring> = rings.iter_mut().map(|rings| &mut rings[layer]).collect();
             let seen = attend(&projected, self.heads, &mut own, places, rotation)?;
             x = (x + weights.out_proj.forward(&seen)?)?;
-            let gates = weights.gate_in.forward(&block.norm2.forward(&x)?)?.chunk(2, D::Minus1)?;
-            let hidden = (gates[0].contiguous()?.silu()? * &gates[1])?;
-            x = (x + weights.gate_out.forward(&hidden)?)?;
+            let gates = weights.gate_in.forward(&block.norm2.forward(&x)?)?;
+            x = (x + weights.gate_out.forward(&self.hidden(&gates)?)?)?;
         }
         Ok(x)
+    }
+
+    fn hidden(&self, gates: &Tensor) -> Result<Tensor> {
+        let width = gates.dim(D::Minus1)?;
+        if self.own {
+            return on_slices(gates, width, width / 2, gated);
+        }
+        let gates = gates.chunk(2, D::Minus1)?;
+        gates[0].contiguous()?.silu()? * &gates[1]
     }
 
     fn rings(&self, capacity: usize, dtype: DType, place: &Placement) -> Result<Vec<Ring>> {

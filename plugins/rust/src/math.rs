@@ -53,6 +53,14 @@ widest! {
     /// Normalises rows as wide as `scale`, with 1e-5 added to the variance.
     fn layer_norm(x: &[f32], scale: &[f32], bias: &[f32], y: &mut [f32]) => layer_norm_with
 }
+widest! {
+    /// Rows as wide as `scale`, over the root of their mean square.
+    fn rms_norm(x: &[f32], scale: &[f32], eps: f32, y: &mut [f32]) => rms_norm_with
+}
+widest! {
+    /// `y = silu(a) * b` for rows `a, b` of `x`, of which `y` has `count`.
+    fn gated(x: &[f32], count: usize, y: &mut [f32]) => gated_with
+}
 
 /// Rounded to even where the machine fuses, twice where not.
 #[inline(always)]
@@ -180,6 +188,37 @@ fn layer_norm_with<const F: bool>(x: &[f32], scale: &[f32], bias: &[f32], y: &mu
     }
 }
 
+#[inline(always)]
+fn rms_norm_with<const F: bool>(x: &[f32], scale: &[f32], eps: f32, y: &mut [f32]) {
+    let width = scale.len();
+    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+        let mut lanes = [0f32; LANES];
+        for chunk in x.chunks(LANES) {
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                *lane = multiply_add::<F>(x, x, *lane);
+            }
+        }
+        let square = lanes.into_iter().sum::<f32>() / width as f32;
+        let factor = 1.0 / (square + eps).sqrt();
+        for ((y, x), scale) in y.iter_mut().zip(x).zip(scale) {
+            *y = x * factor * scale;
+        }
+    }
+}
+
+#[inline(always)]
+fn gated_with<const F: bool>(x: &[f32], count: usize, y: &mut [f32]) {
+    let width = y.len() / count;
+    for (x, y) in x.chunks_exact(2 * width).zip(y.chunks_exact_mut(width)) {
+        let (a, b) = x.split_at(width);
+        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+            let minus = if *a > 87.0 { -87.0 } else { -a };
+            let (scale, p) = exp_parts::<F>(if minus > 87.0 { 87.0 } else { minus });
+            *y = a / (1.0 + multiply_add::<F>(scale, p, scale)) * b;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,6 +286,32 @@ mod tests {
             for (x, y) in x.iter().zip(y) {
                 let exact = (*x as f64 - mean) / (variance + 1e-5).sqrt() * 2.0 + 1.0;
                 assert!((exact - *y as f64).abs() < 1e-4, "{y} {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn gates_are_exact_to_a_few_places() {
+        let (a, b) = (points(-100.0, 100.0), 0.7f32);
+        let x: Vec<f32> = a.iter().copied().chain(a.iter().map(|_| b)).collect();
+        let mut y = vec![0.0; a.len()];
+        gated(&x, 1, &mut y);
+        for (a, y) in a.iter().zip(y) {
+            let exact = *a as f64 / (1.0 + (-*a as f64).exp()) * b as f64;
+            assert!((exact - y as f64).abs() < 1e-6 * exact.abs() + 1e-30, "{a} {y} {exact}");
+        }
+    }
+
+    #[test]
+    fn rows_are_scaled_to_their_mean_square() {
+        let x: Vec<f32> = points(-1.0, 4.0)[..70].to_vec();
+        let (scale, mut y) = (vec![2.0; 35], vec![0.0; 70]);
+        rms_norm(&x, &scale, 1e-5, &mut y);
+        for (x, y) in x.chunks_exact(35).zip(y.chunks_exact(35)) {
+            let square = x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / 35.0;
+            for (x, y) in x.iter().zip(y) {
+                let exact = *x as f64 / (square + 1e-5).sqrt() * 2.0;
+                assert!((exact - *y as f64).abs() < 1e-6 * exact.abs(), "{y} {exact}");
             }
         }
     }

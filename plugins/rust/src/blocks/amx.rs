@@ -8,6 +8,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use super::{rounded, AHEAD, BLOCK, BYTES, SCALES, WIDE};
@@ -122,7 +123,7 @@ pub fn dots(weights: &[i8], tile: &Tile, sums: &mut [[f32; WIDE]; TILE]) {
 fn dots_checked(weights: &[i8], tile: &Tile, sums: &mut [[f32; WIDE]; TILE]) {
     let mut totals = [_mm512_setzero_ps(); TILE];
     // Two, so that one block is multiplied while the one before it is added.
-    let mut scratch = [const { Sums([[[0; WIDE]; TILE]; 2]) }; 2];
+    let mut scratch = [const { MaybeUninit::<Sums>::uninit() }; 2];
     // SAFETY: the shapes are those that the loop reads and writes.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPES, options(nostack, readonly)) };
     for i in 0..=tile.bytes.len() {
@@ -134,12 +135,12 @@ fn dots_checked(weights: &[i8], tile: &Tile, sums: &mut [[f32; WIDE]; TILE]) {
                 for line in (0..BYTES).step_by(64) {
                     _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line));
                 }
-                multiply(at.add(SCALES), bytes, &mut scratch[now]);
+                multiply(at.add(SCALES), bytes, scratch[now].as_mut_ptr());
             }
             if i == 0 {
                 continue;
             }
-            let (sums, scales) = (&scratch[before], &tile.scales[i - 1]);
+            let (sums, scales) = (scratch[before].assume_init_ref(), &tile.scales[i - 1]);
             let own = _mm512_cvtph_ps(_mm256_loadu_si256(at.sub(BYTES).cast()));
             for n in 0..TILE {
                 let high = _mm512_load_si512(sums.0[0][n].as_ptr().cast());
@@ -163,7 +164,7 @@ fn dots_checked(weights: &[i8], tile: &Tile, sums: &mut [[f32; WIDE]; TILE]) {
 ///
 /// Tiles must have their shapes, and a block of weights must follow.
 #[inline(always)]
-unsafe fn multiply(weights: *const i8, inputs: &[u8; 2 * HALF], sums: &mut Sums) {
+unsafe fn multiply(weights: *const i8, inputs: &[u8; 2 * HALF], sums: *mut Sums) {
     asm!(
         "tilezero tmm0",
         "tilezero tmm1",
@@ -177,8 +178,8 @@ unsafe fn multiply(weights: *const i8, inputs: &[u8; 2 * HALF], sums: &mut Sums)
         weights = in(reg) weights,
         high = in(reg) inputs.as_ptr(),
         low = in(reg) inputs.as_ptr().add(HALF),
-        first = in(reg) sums.0[0].as_mut_ptr(),
-        second = in(reg) sums.0[1].as_mut_ptr(),
+        first = in(reg) sums,
+        second = in(reg) sums.cast::<[[i32; WIDE]; TILE]>().add(1),
         wide = in(reg) 4 * WIDE,
         block = in(reg) BLOCK,
         out("tmm0") _,
