@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import multiprocessing
 import os
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # the reference would compile single operations
 
 import torch
-from measure import Step, bandwidth, emit, summary, time_interleaved
+from measure import Step, alone, bandwidth, emit, summary, time_interleaved
 
 from moshi_pipe.errors import BackendError
 from moshi_pipe.models.checkpoint import MIMI, ModelOptions, open_checkpoint
@@ -48,15 +46,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(folder, preset=args.preset, seed=0)
-        results = {str(n): run_alone(Path(folder), args, n) for n in args.threads}
+        here = Path(folder)
+        results = {str(n): alone(run, here, args, n, threads=n) for n in args.threads}
     emit("codec", {"preset": args.preset, "slots": args.slots, "threads": results})
-
-
-def run_alone(folder: Path, args: argparse.Namespace, num_threads: int) -> dict[str, Any]:
-    """Call :func:`run` in a new process."""
-    os.environ["RAYON_NUM_THREADS"] = str(num_threads)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(run, folder, args, num_threads).result()
 
 
 def run(folder: Path, args: argparse.Namespace, num_threads: int) -> dict[str, Any]:

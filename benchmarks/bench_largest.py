@@ -5,13 +5,14 @@
 Random dialogue models of one family that grows in width; for each contestant, the largest whose
 median step stays under a frame, found by bisection. The language model alone: the codec comes on
 top. Every size that was tried is printed, and one JSON line. Contestants: ours in bfloat16, int8
-and int4, ``moshi`` in float32 and bfloat16.
+and int4, in Rust in bfloat16 and int8 where that is installed, ``moshi`` in float32 and bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from moshi_pipe.models.make_checkpoint import make_checkpoint
 
 FRAME_MS = 80.0
 OURS = {"ours bfloat16": None, "ours int8": "int8", "ours int4": "int4"}
+RUST = {"rust bfloat16": "bfloat16", "rust int8": "int8"}
 PEERS = {"moshi float32": "float32", "moshi bfloat16": "bfloat16"}
 
 
@@ -35,17 +37,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sizes", type=int, nargs=2, default=[2, 40], metavar=("FROM", "TO"))
     args = parser.parse_args()
+    os.environ["RAYON_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     has_peer = importlib.util.find_spec("moshi") is not None
-    found = {name: largest(name, args) for name in (*OURS, *(PEERS if has_peer else ()))}
-    best = {
-        who: max(row["parameters"] for name, row in found.items() if name.startswith(who))
-        for who in ("ours", *(("moshi",) if has_peer else ()))
-    }
-    ratio = {}
-    if has_peer and best["moshi"]:
-        ratio["ratio_to_moshi"] = round(best["ours"] / best["moshi"], 2)
+    has_rust = importlib.util.find_spec("moshi_pipe_rust") is not None
+    names = [*OURS, *(RUST if has_rust else ()), *(PEERS if has_peer else ())]
+    found = {name: largest(name, args) for name in names}
+    peer = max((found[name]["parameters"] for name in PEERS if name in found), default=0)
+    ours = max(row["parameters"] for name, row in found.items() if name not in PEERS)
+    ratio = {"ratio_to_moshi": round(ours / peer, 2)} if peer else {}
     emit("largest", {"threads": args.threads, "limit_ms": FRAME_MS, **ratio, "found": found})
 
 
@@ -73,6 +74,8 @@ def measure(name: str, size: int, num_steps: int) -> dict[str, Any]:
         make_checkpoint(folder, preset=preset, seed=0, dtype=dtype)
         if name in PEERS:
             bench_lm.add_reference(Path(folder), dtype, steps, {})
+        elif name in RUST:
+            bench_lm.add_ours(name, bench_lm.load_rust(Path(folder), dtype, RUST[name]), steps, {})
         else:
             model = bench_lm.load(Path(folder), dtype, "fast", OURS[name])
             bench_lm.add_ours(name, model, steps, {})

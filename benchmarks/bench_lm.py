@@ -2,6 +2,7 @@
 
     python benchmarks/bench_lm.py --preset medium --dtype float32 bfloat16 --threads 1 2
     python benchmarks/bench_lm.py --preset 943m --quant int8 int4 --slots 16
+    python benchmarks/bench_lm.py --preset 943m --rust --slots 16
 
 Random weights, the same file for both; greedy, one session, steps done in turn, tokens compared
 while timing. The floor is the bytes that a step reads over the bandwidth at which this machine
@@ -20,18 +21,21 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
 import torch
-from measure import Step, bandwidth, emit, summary, time_interleaved
+from measure import Step, alone, bandwidth, emit, summary, time_interleaved
 from shapes import num_multiplied, num_parameters, shape
 
 from moshi_pipe.engine.delay_line import DelayLine
+from moshi_pipe.hooks import BackendOptions
 from moshi_pipe.models.checkpoint import LM, ModelOptions, open_checkpoint
 from moshi_pipe.models.make_checkpoint import make_checkpoint
 from moshi_pipe.models.protocols import Controls
 from moshi_pipe.nn.load import load_lm
 from moshi_pipe.nn.moshi import Moshi
 from moshi_pipe.nn.weight_quantizer import WeightQuantizer
+from moshi_pipe.plugins import load_plugins
 
 if TYPE_CHECKING:
+    from moshi_pipe.models.protocols import SpeechLM
     from moshi_pipe.models.spec import LMSpec
 
 CPU = torch.device("cpu")
@@ -54,6 +58,7 @@ def main() -> None:
     )
     parser.add_argument("--quant", nargs="*", default=[], help="also time int8, int4")
     parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
+    parser.add_argument("--rust", action="store_true", help="also time backend=rust, and its int8")
     args = parser.parse_args()
     preset = shape(args.preset)
     results: dict[str, Any] = {}
@@ -62,7 +67,8 @@ def main() -> None:
             make_checkpoint(folder, preset=preset, seed=0, dtype=dtype)
             for num_threads in args.threads:
                 key = f"{dtype}, {num_threads} threads"
-                results[key] = run(Path(folder), args, dtype, num_threads)
+                one = Path(folder), args, dtype, num_threads
+                results[key] = alone(run, *one, threads=num_threads)
     size = {"parameters": num_parameters(preset), "multiplied": num_multiplied(preset)}
     emit("lm", {"preset": args.preset, **size, "results": results})
 
@@ -78,6 +84,11 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
         add_ours(f"ours {numerics}", load(folder, dtype, numerics), steps, tokens)
     for quant in args.quant:
         add_ours(f"ours {quant}", load(folder, dtype, "fast", quant), steps, tokens)
+    for form in dict.fromkeys([dtype, "int8"]) if args.rust else []:
+        rust = load_rust(folder, dtype, form)
+        add_ours(f"rust {form}", rust, steps, tokens)
+        if args.slots > 1:
+            add_ours(f"rust {form}, {args.slots} slots", rust, steps, tokens, args.slots)
     if args.compiled:
         model = load(folder, dtype, "reference")
         model.temporal_step = torch.compile(model.temporal_step)  # type: ignore[method-assign]
@@ -97,9 +108,13 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
     if "moshi" in report:
         ratio = report["ours fast"]["median_ms"] / report["moshi"]["median_ms"]
         report["ratio_to_moshi"] = round(ratio, 3)
+        if args.rust:
+            ratio = report[f"rust {dtype}"]["median_ms"] / report["moshi"]["median_ms"]
+            report["rust_ratio_to_moshi"] = round(ratio, 3)
     speed = bandwidth(threads=num_threads)
     read = num_multiplied(shape(args.preset))
-    floors = {form: read * BYTES[form] / speed * 1e3 for form in (dtype, *args.quant)}
+    forms = dict.fromkeys((dtype, *args.quant, *(["int8"] if args.rust else [])))
+    floors = {form: read * BYTES[form] / speed * 1e3 for form in forms}
     report["floor_ms"] = {form: round(floor, 1) for form, floor in floors.items()}
     return report
 
@@ -119,9 +134,17 @@ def load(folder: Path, dtype: str, numerics: str, quant: str | None = None) -> M
     return model
 
 
+def load_rust(folder: Path, dtype: str, form: str) -> SpeechLM:
+    """Load it into ``backend=rust``."""
+    checkpoint = open_checkpoint(ModelOptions(path=str(folder)), parts=[LM])
+    quant = "none" if form == dtype else form
+    options = BackendOptions(backend="rust", dtype=dtype, quant=quant)
+    return load_plugins().open_lm(checkpoint, options, lambda *_: None)
+
+
 def add_ours(
     name: str,
-    model: Moshi,
+    model: SpeechLM,
     steps: dict[str, Step],
     tokens: dict[str, list[list[int]]],
     num_slots: int = 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -10,6 +11,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,13 @@ def time_interleaved(
     return times_ms
 
 
+def alone(work: Callable[..., Any], *args: Any, threads: int) -> Any:
+    """Call ``work(*args)`` in a process of its own, where Rust takes so many threads, once."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
+
+
 def summary(times_ms: Sequence[float]) -> dict[str, float]:
     """Median, p99 and minimum, in ms."""
     ordered = sorted(times_ms)
@@ -51,18 +60,21 @@ def summary(times_ms: Sequence[float]) -> dict[str, float]:
 
 
 def bandwidth(*, threads: int, megabytes: int = 1024) -> float:
-    """Bytes per second at which so many threads read memory that no cache holds, the best of five.
+    """Bytes per second at which so many threads read memory that no cache holds, the best of ten.
 
     A floor: what a step reads once takes at least its bytes over this.
     """
     import torch
 
+    from moshi_pipe.nn.huge_pages import HugePages
+
     torch.set_num_threads(threads)
-    data = torch.ones(megabytes << 18)
+    data = HugePages().zeros((megabytes << 8, 1024), torch.float32).fill_(1.0)
+    other = torch.ones(1024)
     times = []
-    for _ in range(5):
+    for read in (data.sum, lambda: data.mv(other)) * 5:
         start = time.perf_counter()
-        data.sum()
+        read()
         times.append(time.perf_counter() - start)
     return data.nbytes / min(times)
 

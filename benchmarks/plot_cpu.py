@@ -16,7 +16,12 @@ from plots import COLOURS, FRAME_MS, new_figure, printed_rows, save
 
 from moshi_pipe.units import format_count
 
-NAMES = {"ours": "moshi-pipe", "moshi": "moshi 0.2.13", "rustymimi": "rustymimi 0.4.1"}
+NAMES = {
+    "rust": "moshi-pipe, rust",
+    "ours": "moshi-pipe, torch",
+    "moshi": "moshi 0.2.13",
+    "rustymimi": "rustymimi 0.4.1",
+}
 
 
 def main() -> None:
@@ -72,8 +77,9 @@ def draw_lm(steps: dict[str, Any], path: Path) -> None:
     for setting, found in steps.items():
         dtype, _, words = setting.partition(", ")
         threads = format_count(int(words.partition(" ")[0]), "thread")
-        rows = [("moshi", "moshi", dtype), ("ours fast", "ours", dtype)]
-        rows += [(f"ours {form}", "ours", form) for form in ("int8", "int4")]
+        rows = [("moshi", "moshi", dtype)]
+        rows += [("ours fast", "ours", dtype), (f"rust {dtype}", "rust", dtype)]
+        rows += [(f"{who} {form}", who, form) for form in ("int8", "int4") for who in NAMES]
         for key, who, form in rows:
             if key not in found:
                 continue

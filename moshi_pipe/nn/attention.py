@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch.nn import functional as F
 
+from moshi_pipe.nn.huge_pages import HugePages
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,6 +27,7 @@ _BLOCK: Final = 512
 
 Whole blocks that are masked add zeros, so that leaving them out changes no bit; part of one would.
 """
+_WORTH_PAGES: Final = 8 << 20  # bytes of a ring that is put into huge pages, which are whole
 _WIDENED: Final = 1 << 18  # int8 entries that a CPU widens at once: 1 MB of float32 stays in cache
 
 
@@ -49,7 +52,7 @@ class KVRing:
         cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
     ) -> KVRing:
         """Make an empty ring ``[B, H, L, E]``; int8 has a scale per slot, head and entry."""
-        ring = cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+        ring = cls(*(_zeros(shape, dtype, device) for _ in range(2)))
         if dtype == torch.int8:
             ring.key_scales_BHL = torch.zeros(shape[:3], device=device)
             ring.value_scales_BHL = torch.zeros(shape[:3], device=device)
@@ -91,6 +94,13 @@ class Positions:
     sin_B1TE: Tensor | None
     mask_B1TL: Tensor | None
     length: int
+
+
+def _zeros(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    large = torch.Size(shape).numel() * dtype.itemsize >= _WORTH_PAGES
+    if large and device.type == "cpu":
+        return HugePages().zeros(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def plan_positions(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from moshi_pipe.nn.huge_pages import HugePages
 from moshi_pipe.nn.linear import project
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ class CausalConv(nn.Module):
         self.context = (kernel_size - 1) * dilation + 1 - stride  # P
         self._matrix: Tensor | None = None
 
-    def prepare(self) -> None:
+    def prepare(self, memory: HugePages) -> None:
         """Derive the matrix form; call once after the weights were loaded."""
         weight_OCk = self.weight.detach()
-        self._matrix = weight_OCk.permute(0, 2, 1).reshape(weight_OCk.shape[0], -1).contiguous()
+        self._matrix = memory.keep(weight_OCk.permute(0, 2, 1).flatten(1))
         self.weight = nn.Parameter(weight_OCk.new_empty(0), requires_grad=False)
 
     def new_state(self, num_slots: int) -> Tensor:
@@ -107,7 +108,7 @@ class CausalConv(nn.Module):
 
     def _prepared(self) -> Tensor:
         if self._matrix is None:
-            self.prepare()
+            self.prepare(HugePages())
         matrix = self._matrix
         if matrix is None:
             raise RuntimeError("prepare() left no matrix")
@@ -139,13 +140,14 @@ class CausalConvTranspose(nn.Module):
         self.channel_wise = channel_wise
         self._matrix: Tensor | None = None
 
-    def prepare(self) -> None:
+    def prepare(self, memory: HugePages) -> None:
         """Derive the matrix form; call once after the weights were loaded."""
         weight_COk = self.weight.detach()
         if self.channel_wise:
-            self._matrix = weight_COk[:, 0].t().contiguous()  # [k, C]
+            matrix = weight_COk[:, 0].t().contiguous()  # [k, C]
         else:
-            self._matrix = weight_COk.permute(2, 1, 0).flatten(0, 1).contiguous()  # [k * O, C]
+            matrix = weight_COk.permute(2, 1, 0).flatten(0, 1)  # [k * O, C]
+        self._matrix = memory.keep(matrix)
         self.weight = nn.Parameter(weight_COk.new_empty(0), requires_grad=False)
 
     def new_state(self, num_slots: int) -> Tensor:
@@ -180,7 +182,7 @@ class CausalConvTranspose(nn.Module):
 
     def _prepared(self) -> Tensor:
         if self._matrix is None:
-            self.prepare()
+            self.prepare(HugePages())
         matrix = self._matrix
         if matrix is None:
             raise RuntimeError("prepare() left no matrix")

@@ -20,6 +20,7 @@ from moshi_pipe.models.formats.contents import AFFINE, PLAIN
 from moshi_pipe.models.layout import Layout, is_linear, lm_layout, mimi_layout
 from moshi_pipe.models.safetensors_header import read_header
 from moshi_pipe.models.weight_check import match_weights
+from moshi_pipe.nn.huge_pages import HugePages, gather
 from moshi_pipe.nn.weight_reader import TORCH_DTYPES, WeightReader, fill, reading
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def load_lm(
     if checkpoint.lm_weights is None or spec is None:
         raise CheckpointError(f"{checkpoint.where} was opened without its language model")
     lora = open_lora(checkpoint)
+    memory = HugePages() if quantizer is None and lora is None else None
     load_into(
         module,
         checkpoint.lm_weights,
@@ -91,7 +93,10 @@ def load_lm(
         lora=lora,
         quantizer=quantizer,
         progress=progress,
+        memory=memory,
     )
+    if memory is None and torch.device(device).type == "cpu":
+        gather()
     if checkpoint.config.model_type == "hibiki":
         # Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/loaders.py, get_moshi.
         table = module.get_parameter("text_emb.weight")
@@ -181,6 +186,7 @@ def load_into(
     lora: _Lora | None = None,
     quantizer: Quantizer | None = None,
     progress: Progress | None = None,
+    memory: HugePages | None = None,
 ) -> None:
     """Fill a module from a weight file of any released format.
 
@@ -197,6 +203,7 @@ def load_into(
         lora: Low-rank update to add, or None.
         quantizer: Replaces linear layers, those of ``keep_float32`` excepted; None leaves them.
         progress: Called after every tensor.
+        memory: Where plain tensors go that stay on a CPU; None leaves it to torch.
 
     Raises:
         CheckpointError: The file is damaged or does not fit the layout, a weight is not finite,
@@ -213,7 +220,7 @@ def load_into(
 
     done = 0
     with reading(path) as file, torch.no_grad():
-        reader = WeightReader(file, contents)
+        reader = WeightReader(file, contents, memory)
         for name in reader.names():
             kept = keep_float32(name)
             target = torch.float32 if kept else dtype

@@ -17,6 +17,7 @@ from torch import nn
 
 from moshi_pipe.models.protocols import Capabilities
 from moshi_pipe.nn.conv import CausalConv, CausalConvTranspose
+from moshi_pipe.nn.huge_pages import HugePages
 from moshi_pipe.nn.linear import apply_fast
 from moshi_pipe.nn.quantizer import Codebook, SplitQuantizer
 from moshi_pipe.nn.seanet import ConvHolder, make_decoder, make_encoder
@@ -104,9 +105,12 @@ class Mimi(nn.Module):
 
     def prepare(self) -> None:
         """Derive the matrices that the steps use and drop the stored forms."""
+        memory = HugePages()
         for module in self.modules():
             if isinstance(module, CausalConv | CausalConvTranspose | Codebook):
-                module.prepare()
+                module.prepare(memory)
+            elif isinstance(module, nn.Linear):
+                module.weight.data = memory.keep(module.weight.data)
 
     def use_kernels(self) -> None:
         """Step the transformers with kernels of our own; see :meth:`Transformer.use_kernels`."""

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moshi_pipe.nn.huge_pages import HugePages
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,10 +34,10 @@ class Codebook(nn.Module):
         self.centroids_VQ: Tensor | None = None
         self.half_norm_V: Tensor | None = None
 
-    def prepare(self) -> None:
+    def prepare(self, memory: HugePages) -> None:
         """Derive the centroids; call once after the weights were loaded."""
         usage_V = self.get_buffer("cluster_usage").clamp(min=_MIN_USAGE)
-        centroids_VQ = self.get_buffer("embedding_sum") / usage_V[:, None]
+        centroids_VQ = memory.keep(self.get_buffer("embedding_sum") / usage_V[:, None])
         self.centroids_VQ = centroids_VQ
         self.half_norm_V = centroids_VQ.square().sum(-1) / 2
         self.register_buffer("embedding_sum", centroids_VQ.new_empty(0))
@@ -43,7 +45,7 @@ class Codebook(nn.Module):
     def tables(self) -> tuple[Tensor, Tensor]:
         """Centroids ``[V, Q]`` and half their squared norms ``[V]``."""
         if self.centroids_VQ is None or self.half_norm_V is None:
-            self.prepare()
+            self.prepare(HugePages())
         if self.centroids_VQ is None or self.half_norm_V is None:
             raise RuntimeError("prepare() left no centroids")
         return self.centroids_VQ, self.half_norm_V

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from moshi_pipe.errors import ConfigError, closest
+from moshi_pipe.nn.huge_pages import HugePages
 from moshi_pipe.nn.quantized import (
     Int4Linear,
     Int8Linear,
@@ -97,6 +98,7 @@ class WeightQuantizer:
         self._pack = pack
         self._chosen: dict[tuple[int, int, int], str] = {}
         self._since_trim = 0
+        self._memory = HugePages()
         self.layers: list[LayerQuality] = []
 
     def linear(self, name: str, weight_OD: Tensor, bias_O: Tensor | None) -> QuantizedLinear:
@@ -161,6 +163,8 @@ class WeightQuantizer:
         layer.to(self._device)
         if self._pack:
             layer.use(self._choose(layer))
+            if isinstance(layer.packed, torch.Tensor):
+                layer.packed = self._memory.keep(layer.packed)
             self._since_trim += layer.dim_in * layer.dim_out
             if self._since_trim >= _TRIM_ELEMENTS:
                 self._since_trim = 0

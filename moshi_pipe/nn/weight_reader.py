@@ -16,11 +16,13 @@ from moshi_pipe.models.formats.contents import AFFINE, INT8_ROWS, PLAIN, Content
 from moshi_pipe.nn.packing import Packed, split_blocks, unpack_codes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from io import FileIO
     from pathlib import Path
 
     from torch import Tensor
+
+    from moshi_pipe.nn.huge_pages import HugePages
 
 TORCH_DTYPES: Final = {
     "BOOL": torch.bool,
@@ -49,19 +51,21 @@ class WeightReader:
     Args:
         file: Open for reading, without a buffer.
         contents: What it holds.
+        memory: Where tensors go that are read to stay on a CPU; None leaves it to torch.
 
     Attributes:
         path: The file, for messages.
         contents: What it holds.
     """
 
-    def __init__(self, file: FileIO, contents: Contents) -> None:
+    def __init__(self, file: FileIO, contents: Contents, memory: HugePages | None = None) -> None:
         self._file = file
         self.contents = contents
         self._stored = contents.stored
         self.path = contents.header.path
         self._scratch: dict[str, Tensor] = {}
         self._pinned = False
+        self._memory = memory
         self._largest = max((s.parts[0].spec.num_bytes for s in self._stored.values()), default=0)
 
     def names(self) -> list[str]:
@@ -85,12 +89,14 @@ class WeightReader:
         if stored.encoding == PLAIN:
             own = TORCH_DTYPES[stored.dtype]
             if own == dtype and device.type == "cpu":
-                empty = torch.empty(stored.shape, dtype=dtype)
+                empty = self._empty(stored.shape, dtype, device)
                 return fill(self._file, stored.parts[0].start, empty)
             raw = self._raw(stored.parts[0]).view(stored.shape)
             # Narrow types cross to a GPU before they widen; on a CPU this is the one copy.
-            return raw.to(device).to(dtype) if device.type != "cpu" else raw.to(dtype, copy=True)
-        whole = torch.empty(stored.shape, dtype=dtype, device=device)
+            if device.type != "cpu":
+                return raw.to(device).to(dtype)
+            return self._empty(stored.shape, dtype, device).copy_(raw)
+        whole = self._empty(stored.shape, dtype, device)
         for first, last in self.chunks(name):
             whole[first:last] = self.rows(name, first, last, device)
         return whole
@@ -196,6 +202,11 @@ class WeightReader:
                     wanted="equal copies of a weight that codebooks share",
                     fix="check depformer_weights_per_step_schedule in config.json",
                 )
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if self._memory is None or device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=device)
+        return self._memory.zeros(shape, dtype)
 
     def _raw(
         self, part: Rows, first: int = 0, last: int | None = None, *, key: str = "data"

@@ -31,30 +31,34 @@ unsafe impl Plain for half::bf16 {}
 unsafe impl Plain for i8 {}
 
 /// Numbers that change, zero at first; on huge pages too.
-pub struct Buffer {
+pub struct Buffer<T = f32> {
     map: MmapMut,
     skip: usize,
     len: usize,
+    _type: PhantomData<T>,
 }
 
-impl Buffer {
+impl<T: Plain> Buffer<T> {
     pub fn zeros(len: usize) -> Result<Self> {
-        let (map, skip) = map_huge(len * std::mem::size_of::<f32>())?;
-        Ok(Self { map, skip, len })
+        let bytes = len * std::mem::size_of::<T>();
+        // Less than a huge page would only take more memory on one.
+        let (map, skip) =
+            if bytes < HUGE { (MmapMut::map_anon(bytes.max(1))?, 0) } else { map_huge(bytes)? };
+        Ok(Self { map, skip, len, _type: PhantomData })
     }
 }
 
-impl Deref for Buffer {
-    type Target = [f32];
+impl<T: Plain> Deref for Buffer<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         // SAFETY: the map has that many bytes there, aligned, and lives as long.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.skip).cast(), self.len) }
     }
 }
 
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T: Plain> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         let at = self.map.as_mut_ptr();
         // SAFETY: as above, and it is borrowed for us alone.
         unsafe { std::slice::from_raw_parts_mut(at.add(self.skip).cast(), self.len) }
@@ -126,11 +130,13 @@ mod tests {
 
     #[test]
     fn a_buffer_is_zero_and_keeps_what_is_written() -> Result<()> {
-        let mut buffer = Buffer::zeros(1000)?;
-        assert_eq!(&buffer[..], [0.0; 1000]);
-        buffer[999] = 3.0;
-        assert_eq!((buffer[998], buffer[999], buffer.len()), (0.0, 3.0, 1000));
-        assert!((buffer.as_ptr() as usize).is_multiple_of(HUGE));
+        for len in [1000, HUGE] {
+            let mut buffer = Buffer::<f32>::zeros(len)?;
+            assert!(buffer.len() == len && buffer.iter().all(|&number| number == 0.0));
+            buffer[999] = 3.0;
+            assert_eq!((buffer[998], buffer[999]), (0.0, 3.0));
+            assert!(len < HUGE || (buffer.as_ptr() as usize).is_multiple_of(HUGE));
+        }
         Ok(())
     }
 

@@ -1,10 +1,18 @@
 //! Rings of keys and values, and attention of one new position over each.
+//!
+//! A ring takes memory as it fills, and is read from its start in one stream, for all heads at once.
 
 use candle::{DType, Device, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::arena::Buffer;
+use crate::cpu::{self, Level};
 use crate::linear::Placement;
+use crate::math::exponentials;
+
+/// Numbers of keys that are worth a second thread.
+const WORTH_SHARING: usize = 1 << 16;
 
 /// Shape of an attention.
 #[derive(Clone, Copy)]
@@ -14,10 +22,11 @@ pub struct Heads {
     pub width: usize,
 }
 
-/// Keys and values of one layer of one stream: `[heads, capacity, width]`.
+/// Keys and values of one layer of one stream: `[capacity, heads, width]`, with candle's operations
+/// `[1, heads, capacity, width]`.
 pub enum Ring {
-    F32(Vec<f32>, Vec<f32>),
-    Bf16(Vec<bf16>, Vec<bf16>),
+    F32(Buffer<f32>, Buffer<f32>),
+    Bf16(Buffer<bf16>, Buffer<bf16>),
     Plain(Tensor, Tensor),
 }
 
@@ -26,8 +35,8 @@ impl Ring {
         let size = heads.keys * capacity * heads.width;
         if place.own() {
             return Ok(match dtype {
-                DType::BF16 => Self::Bf16(vec![bf16::ZERO; size], vec![bf16::ZERO; size]),
-                _ => Self::F32(vec![0.0; size], vec![0.0; size]),
+                DType::BF16 => Self::Bf16(Buffer::zeros(size)?, Buffer::zeros(size)?),
+                _ => Self::F32(Buffer::zeros(size)?, Buffer::zeros(size)?),
             });
         }
         let shape = (1, heads.keys, capacity, heads.width);
@@ -130,13 +139,13 @@ pub fn attend(
         let (k, v) = rest.split_at(kv);
         match ring {
             Ring::F32(keys, held) => {
-                write(keys, k, heads, place, |x| x);
-                write(held, v, heads, place, |x| x);
+                write(keys, k, place, |x| x);
+                write(held, v, place, |x| x);
                 over_heads(q, keys, held, heads, place, out);
             }
             Ring::Bf16(keys, held) => {
-                write(keys, k, heads, place, bf16::from_f32);
-                write(held, v, heads, place, bf16::from_f32);
+                write(keys, k, place, bf16::from_f32);
+                write(held, v, place, bf16::from_f32);
                 over_heads(q, keys, held, heads, place, out);
             }
             Ring::Plain(..) => candle::bail!("rings of two kinds in one step"),
@@ -145,12 +154,9 @@ pub fn attend(
     Tensor::from_vec(out, (count, size), &Device::Cpu)
 }
 
-fn write<T>(ring: &mut [T], new: &[f32], heads: Heads, place: Place, cast: impl Fn(f32) -> T) {
-    let width = heads.width;
-    for (ring, new) in ring.chunks_exact_mut(place.capacity * width).zip(new.chunks_exact(width)) {
-        let entry = &mut ring[place.write() * width..(place.write() + 1) * width];
-        entry.iter_mut().zip(new).for_each(|(y, x)| *y = cast(*x));
-    }
+fn write<T>(ring: &mut [T], new: &[f32], place: Place, cast: impl Fn(f32) -> T) {
+    let entry = &mut ring[place.write() * new.len()..][..new.len()];
+    entry.iter_mut().zip(new).for_each(|(y, x)| *y = cast(*x));
 }
 
 trait Number: Copy + Send + Sync {
@@ -179,68 +185,109 @@ fn over_heads<T: Number>(
     place: Place,
     out: &mut [f32],
 ) {
-    let (width, repeat) = (heads.width, heads.queries / heads.keys);
-    let size = place.capacity * width;
-    let one = |(h, out): (usize, &mut [f32])| {
-        let span = h / repeat * size..h / repeat * size + place.length() * width;
-        let q = &q[h * width..(h + 1) * width];
-        over_ring(q, &keys[span.clone()], &values[span], out);
-    };
-    if rayon::current_num_threads() > 1 && heads.keys * place.length() * width > 1 << 16 {
-        out.par_chunks_exact_mut(width).enumerate().for_each(one);
-    } else {
-        out.chunks_exact_mut(width).enumerate().for_each(one);
+    let filled = place.length() * heads.keys * heads.width;
+    let seen = Seen { q, keys: &keys[..filled], values: &values[..filled], heads };
+    let threads = rayon::current_num_threads();
+    if threads == 1 || filled < WORTH_SHARING {
+        return seen.attend(0, out);
+    }
+    let share = heads.queries.div_ceil(threads);
+    out.par_chunks_mut(share * heads.width)
+        .enumerate()
+        .for_each(|(i, out)| seen.attend(i * share, out));
+}
+
+/// What one position attends to.
+#[derive(Clone, Copy)]
+struct Seen<'a, T> {
+    q: &'a [f32],
+    keys: &'a [T],
+    values: &'a [T],
+    heads: Heads,
+}
+
+impl<T: Number> Seen<'_, T> {
+    /// As many heads as `out` has, from head `first` on.
+    fn attend(self, first: usize, out: &mut [f32]) {
+        match cpu::level() {
+            // SAFETY: the level is one that this machine has.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { attend_avx512(self, first, out) },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { attend_avx2(self, first, out) },
+            Level::Portable => self.attend_inner(first, out),
+        }
+    }
+
+    #[inline(always)]
+    fn attend_inner(self, first: usize, out: &mut [f32]) {
+        let Heads { queries, keys, width } = self.heads;
+        let (count, repeat) = (self.keys.len() / (keys * width), queries / keys);
+        let scale = (width as f32).sqrt().recip();
+        let mut scores = vec![0f32; out.len() / width * count];
+        for (p, key) in self.keys.chunks_exact(keys * width).enumerate() {
+            for (h, scores) in scores.chunks_exact_mut(count).enumerate() {
+                let q = &self.q[(first + h) * width..][..width];
+                let key = &key[(first + h) / repeat * width..][..width];
+                fetch(key, keys * width);
+                scores[p] = dot(q, key) * scale;
+            }
+        }
+        for scores in scores.chunks_exact_mut(count) {
+            let total = exponentials(scores);
+            scores.iter_mut().for_each(|score| *score /= total);
+        }
+        out.fill(0.0);
+        for (p, value) in self.values.chunks_exact(keys * width).enumerate() {
+            let heads = out.chunks_exact_mut(width).zip(scores.chunks_exact(count));
+            for (h, (out, scores)) in heads.enumerate() {
+                let value = &value[(first + h) / repeat * width..][..width];
+                fetch(value, keys * width);
+                for (y, v) in out.iter_mut().zip(value) {
+                    *y += scores[p] * v.wide();
+                }
+            }
+        }
     }
 }
 
-fn over_ring<T: Number>(q: &[f32], keys: &[T], values: &[T], out: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the instructions were asked for just before.
-        return unsafe { over_ring_avx2(q, keys, values, out) };
-    }
-    over_ring_inner(q, keys, values, out)
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn attend_avx512<T: Number>(seen: Seen<T>, first: usize, out: &mut [f32]) {
+    seen.attend_inner(first, out)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn over_ring_avx2<T: Number>(q: &[f32], keys: &[T], values: &[T], out: &mut [f32]) {
-    over_ring_inner(q, keys, values, out)
+fn attend_avx2<T: Number>(seen: Seen<T>, first: usize, out: &mut [f32]) {
+    seen.attend_inner(first, out)
+}
+
+/// Asks for what lies `ahead` numbers after these, which are read next.
+#[inline(always)]
+fn fetch<T>(numbers: &[T], ahead: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in numbers.chunks(64 / size_of::<T>()) {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+        // SAFETY: it may be anywhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(ahead).cast()) }
+    }
 }
 
 #[inline(always)]
-fn over_ring_inner<T: Number>(q: &[f32], keys: &[T], values: &[T], out: &mut [f32]) {
-    const LANES: usize = 8;
-    let width = q.len();
-    let scale = (width as f32).sqrt().recip();
-    let mut scores: Vec<f32> = keys
-        .chunks_exact(width)
-        .map(|key| {
-            let mut lanes = [0f32; LANES];
-            let (heads, tails) = (q.chunks_exact(LANES), key.chunks_exact(LANES));
-            let rest: f32 =
-                heads.remainder().iter().zip(tails.remainder()).map(|(a, b)| a * b.wide()).sum();
-            for (a, b) in heads.zip(tails) {
-                for l in 0..LANES {
-                    lanes[l] += a[l] * b[l].wide();
-                }
-            }
-            (lanes.iter().sum::<f32>() + rest) * scale
-        })
-        .collect();
-    let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut total = 0f32;
-    for score in scores.iter_mut() {
-        *score = (*score - most).exp();
-        total += *score;
+fn dot<T: Number>(q: &[f32], key: &[T]) -> f32 {
+    const LANES: usize = 16;
+    let (heads, tails) = (q.chunks_exact(LANES), key.chunks_exact(LANES));
+    let ends = heads.remainder().iter().zip(tails.remainder());
+    let rest: f32 = ends.map(|(a, b)| a * b.wide()).sum();
+    let mut lanes = [0f32; LANES];
+    for (a, b) in heads.zip(tails) {
+        let product: [f32; LANES] = std::array::from_fn(|l| a[l] * b[l].wide());
+        lanes = std::array::from_fn(|l| lanes[l] + product[l]);
     }
-    out.fill(0.0);
-    for (score, value) in scores.iter().zip(values.chunks_exact(width)) {
-        let weight = score / total;
-        for (y, v) in out.iter_mut().zip(value) {
-            *y += weight * v.wide();
-        }
-    }
+    let lanes: [f32; 8] = std::array::from_fn(|l| lanes[l] + lanes[l + 8]);
+    let lanes: [f32; 4] = std::array::from_fn(|l| lanes[l] + lanes[l + 4]);
+    (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]) + rest
 }
 
 /// The same by candle's operations, for other devices.

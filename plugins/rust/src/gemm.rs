@@ -1,4 +1,4 @@
-//! Products of float32 matrices, for weights that are read once per step.
+//! Products of float32 with float32 or bfloat16 matrices, for weights that are read once per step.
 //!
 //! Weights lie in panels of [`WIDTH`] outputs, `[outputs / WIDTH][inputs][WIDTH]`, so that a product
 //! of a few rows reads them from end to end, two panels side by side, as fast as the memory gives
@@ -14,8 +14,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle::Result;
+use half::bf16;
 
-use crate::arena::{Arena, Piece};
+use crate::arena::{Arena, Piece, Plain};
 use crate::cpu::{self, Level};
 
 /// Outputs that lie side by side: one vector of the widest instructions.
@@ -23,8 +24,8 @@ pub const WIDTH: usize = 16;
 /// Inputs that are summed before the sum is added to the result: better rounding than one long sum,
 /// and 32 kB of weights.
 const BLOCK: usize = 512;
-/// Numbers that weights are asked for ahead of their use: 2 kB, of what was tried the fastest.
-const AHEAD: usize = 32 * WIDTH;
+/// Bytes that weights are asked for ahead of their use, of what was tried the fastest.
+const AHEAD: usize = 2048;
 /// Parts of a product for each thread, so that one which comes late does less.
 const PARTS: usize = 4;
 /// Rows that the widest instructions take at once.
@@ -36,16 +37,16 @@ const WORTH_WEIGHTS: usize = 1 << 16;
 const SMALL: usize = 1 << 19;
 
 /// A matrix `[outputs, inputs]` in panels.
-pub struct Panels {
-    data: Piece<f32>,
+pub struct Panels<W = f32> {
+    data: Piece<W>,
     pub outputs: usize,
     pub inputs: usize,
 }
 
 /// Panels that someone else holds, `stride` numbers from one to the next.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
-    pub data: &'a [f32],
+pub struct View<'a, W = f32> {
+    pub data: &'a [W],
     pub outputs: usize,
     pub inputs: usize,
     pub stride: usize,
@@ -71,11 +72,11 @@ pub struct Output<'a> {
     pub add: bool,
 }
 
-impl Panels {
+impl<W: Weight> Panels<W> {
     /// Packs a matrix that is given row by row.
-    pub fn pack(arena: &mut Arena, weight: &[f32], outputs: usize, inputs: usize) -> Result<Self> {
+    pub fn pack(arena: &mut Arena, weight: &[W], outputs: usize, inputs: usize) -> Result<Self> {
         assert_eq!(weight.len(), outputs * inputs);
-        let mut data = vec![0f32; outputs.div_ceil(WIDTH) * WIDTH * inputs];
+        let mut data = vec![W::default(); outputs.div_ceil(WIDTH) * WIDTH * inputs];
         let panels = data.chunks_exact_mut(WIDTH * inputs);
         for (panel, rows) in panels.zip(weight.chunks(WIDTH * inputs)) {
             for (o, row) in rows.chunks_exact(inputs).enumerate() {
@@ -87,7 +88,11 @@ impl Panels {
         Ok(Self { data: arena.put(&data)?, outputs, inputs })
     }
 
-    pub fn view(&self) -> View<'_> {
+    pub fn num_bytes(&self) -> usize {
+        self.outputs * self.inputs * size_of::<W>()
+    }
+
+    pub fn view(&self) -> View<'_, W> {
         let &Self { outputs, inputs, .. } = self;
         View { data: &self.data, outputs, inputs, stride: WIDTH * inputs }
     }
@@ -112,11 +117,17 @@ impl<'a> Output<'a> {
 }
 
 /// `output = input @ weight.T`, by all threads where that is worth it.
-pub fn multiply(input: Input, weight: View, output: Output) {
+pub fn multiply<W: Weight>(input: Input, weight: View<W>, output: Output) {
     multiply_by(cpu::level(), rayon::current_num_threads(), input, weight, output)
 }
 
-fn multiply_by(level: Level, threads: usize, input: Input, weight: View, output: Output) {
+fn multiply_by<W: Weight>(
+    level: Level,
+    threads: usize,
+    input: Input,
+    weight: View<W>,
+    output: Output,
+) {
     let job = Job::new(input, weight, output);
     let (rows, panels) = (input.groups * input.rows, weight.outputs.div_ceil(WIDTH));
     let weights = weight.inputs * weight.outputs;
@@ -154,9 +165,9 @@ fn on_each(threads: usize, work: &(impl Fn() + Sync)) {
 }
 
 /// A product whose sizes were checked.
-struct Job<'a> {
+struct Job<'a, W> {
     input: Input<'a>,
-    weight: View<'a>,
+    weight: View<'a, W>,
     bias: Option<&'a [f32]>,
     add: bool,
     output: *mut f32,
@@ -164,10 +175,10 @@ struct Job<'a> {
 }
 
 // SAFETY: threads write different numbers of the output, which is borrowed for as long.
-unsafe impl Sync for Job<'_> {}
+unsafe impl<W: Weight> Sync for Job<'_, W> {}
 
-impl<'a> Job<'a> {
-    fn new(input: Input<'a>, weight: View<'a>, output: Output<'a>) -> Self {
+impl<'a, W: Weight> Job<'a, W> {
+    fn new(input: Input<'a>, weight: View<'a, W>, output: Output<'a>) -> Self {
         let rows = input.groups * input.rows;
         let panels = weight.outputs.div_ceil(WIDTH);
         if rows > 0 && panels > 0 {
@@ -214,7 +225,7 @@ impl<'a> Job<'a> {
         panels: Range<usize>,
         most_rows: usize,
         most_panels: usize,
-        tile: impl Fn(Block, usize, usize),
+        tile: impl Fn(Block<W>, usize, usize),
     ) {
         if rows.is_empty() {
             return;
@@ -235,15 +246,15 @@ impl<'a> Job<'a> {
 }
 
 /// Some rows, panels and inputs, each from the first that is named.
-struct Block<'a> {
-    job: &'a Job<'a>,
+struct Block<'a, W> {
+    job: &'a Job<'a, W>,
     panel: usize,
     row: usize,
     input: usize,
     count: usize,
 }
 
-impl Block<'_> {
+impl<W: Weight> Block<'_, W> {
     /// `M` rows by `N` vectors, of one panel or several.
     #[inline(always)]
     unsafe fn tile<V: Vector, const N: usize, const M: usize>(self) {
@@ -257,7 +268,7 @@ impl Block<'_> {
         for m in 0..M {
             inputs[m] = inputs[m].add(job.input.start(row + m));
         }
-        let sums = sum::<V, N, M>(inputs, weights, count);
+        let sums = sum::<W, V, N, M>(inputs, weights, count);
         let first = panel * WIDTH;
         let width = job.weight.outputs - first;
         let bias = if input == 0 { job.bias } else { None };
@@ -275,9 +286,9 @@ impl Block<'_> {
 }
 
 #[inline(always)]
-unsafe fn sum<V: Vector, const N: usize, const M: usize>(
+unsafe fn sum<W: Weight, V: Vector, const N: usize, const M: usize>(
     inputs: [*const f32; M],
-    weights: [*const f32; N],
+    weights: [*const W; N],
     count: usize,
 ) -> [[V; N]; M] {
     let mut sums = [[V::zero(); N]; M];
@@ -286,9 +297,9 @@ unsafe fn sum<V: Vector, const N: usize, const M: usize>(
         for n in 0..N {
             let at = weights[n].add(i * WIDTH);
             if n * V::LEN % WIDTH == 0 {
-                V::fetch(at.wrapping_add(AHEAD));
+                V::fetch(at.cast::<u8>().wrapping_add(AHEAD));
             }
-            row[n] = V::load(at);
+            row[n] = W::load(at);
         }
         for m in 0..M {
             let x = V::splat(*inputs[m].add(i));
@@ -345,17 +356,41 @@ unsafe fn write_part<V: Vector, const N: usize>(
     }
 }
 
+/// What weights are stored as. Products are float32 whatever it is.
+pub trait Weight: Plain + Default + Send + Sync {
+    /// # Safety
+    ///
+    /// So many weights as a vector has numbers must follow.
+    unsafe fn load<V: Vector>(at: *const Self) -> V;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(at: *const f32) -> V {
+        V::load(at)
+    }
+}
+
+impl Weight for bf16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(at: *const bf16) -> V {
+        V::widen(at)
+    }
+}
+
 /// Numbers that instructions take at once.
-trait Vector: Copy {
+#[allow(clippy::missing_safety_doc)] // of pointers, so many numbers as it has must follow
+pub trait Vector: Copy {
     const LEN: usize;
     unsafe fn zero() -> Self;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(at: *const f32) -> Self;
+    unsafe fn widen(at: *const bf16) -> Self;
     unsafe fn store(self, at: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn multiply_add(self, other: Self, sum: Self) -> Self;
     /// Asks for a line of memory that will be read soon.
-    unsafe fn fetch(at: *const f32);
+    unsafe fn fetch(at: *const u8);
 }
 
 /// For any machine: the compiler makes of it what it can.
@@ -375,6 +410,11 @@ impl Vector for Lanes {
     #[inline(always)]
     unsafe fn load(at: *const f32) -> Self {
         Self(at.cast::<[f32; 8]>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn widen(at: *const bf16) -> Self {
+        let halves = at.cast::<[u16; 8]>().read_unaligned();
+        Self(halves.map(|half| f32::from_bits((half as u32) << 16)))
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32) {
@@ -400,7 +440,7 @@ impl Vector for Lanes {
         sum
     }
     #[inline(always)]
-    unsafe fn fetch(_: *const f32) {}
+    unsafe fn fetch(_: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -408,7 +448,9 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::ops::Range;
 
-    use super::{Job, Vector, MANY};
+    use half::bf16;
+
+    use super::{Job, Vector, Weight, MANY};
 
     /// Calls the tile of so many rows, up to the last of those that are listed.
     macro_rules! by_rows {
@@ -421,7 +463,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f")]
-    pub fn run_avx512(job: &Job, rows: Range<usize>, panels: Range<usize>) {
+    pub fn run_avx512<W: Weight>(job: &Job<W>, rows: Range<usize>, panels: Range<usize>) {
         // SAFETY: the job's sizes were checked.
         job.by_blocks(rows, panels, MANY, 2, |block, rows, panels| unsafe {
             if panels == 1 {
@@ -433,7 +475,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub fn run_avx2(job: &Job, rows: Range<usize>, panels: Range<usize>) {
+    pub fn run_avx2<W: Weight>(job: &Job<W>, rows: Range<usize>, panels: Range<usize>) {
         // SAFETY: as above.
         job.by_blocks(rows, panels, 6, 1, |block, rows, _| unsafe {
             by_rows!(block, rows, __m256, 2, 1 2 3 4 5 | 6)
@@ -442,7 +484,7 @@ mod x86 {
 
     macro_rules! vector {
         ($type:ty, $len:literal, $zero:ident, $splat:ident, $load:ident, $store:ident, $add:ident,
-         $multiply_add:ident) => {
+         $multiply_add:ident, |$at:ident| $widen:expr) => {
             impl Vector for $type {
                 const LEN: usize = $len;
                 #[inline(always)]
@@ -458,6 +500,10 @@ mod x86 {
                     $load(at)
                 }
                 #[inline(always)]
+                unsafe fn widen($at: *const bf16) -> Self {
+                    $widen
+                }
+                #[inline(always)]
                 unsafe fn store(self, at: *mut f32) {
                     $store(at, self)
                 }
@@ -470,7 +516,7 @@ mod x86 {
                     $multiply_add(self, other, sum)
                 }
                 #[inline(always)]
-                unsafe fn fetch(at: *const f32) {
+                unsafe fn fetch(at: *const u8) {
                     _mm_prefetch::<_MM_HINT_T0>(at.cast())
                 }
             }
@@ -485,7 +531,11 @@ mod x86 {
         _mm512_loadu_ps,
         _mm512_storeu_ps,
         _mm512_add_ps,
-        _mm512_fmadd_ps
+        _mm512_fmadd_ps,
+        |at| {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
     );
     vector!(
         __m256,
@@ -495,7 +545,11 @@ mod x86 {
         _mm256_loadu_ps,
         _mm256_storeu_ps,
         _mm256_add_ps,
-        _mm256_fmadd_ps
+        _mm256_fmadd_ps,
+        |at| {
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        }
     );
 }
 
@@ -610,7 +664,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "too few inputs")]
     fn inputs_that_are_too_short_are_refused() {
-        let panels = Panels::pack(&mut Arena::default(), &[0.0; 64], 1, 64).unwrap();
+        let panels = Panels::pack(&mut Arena::default(), &[0f32; 64], 1, 64).unwrap();
         let input = Input::dense(&[0.0; 64], 2, 64);
         multiply(input, panels.view(), Output::dense(&mut [0.0; 2], 1));
     }

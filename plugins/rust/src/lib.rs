@@ -2,6 +2,7 @@
 
 mod arena;
 mod attention;
+mod blocks;
 mod codec;
 mod cpu;
 mod fault;
@@ -163,7 +164,7 @@ impl Lm {
         let dtype = parse_dtype(dtype)?;
         detached(py, || {
             let device = open_device(device)?;
-            let place = linear::Placement { device, dtype, quantize, portable };
+            let place = linear::Placement::new(device, dtype, quantize, portable);
             lm::Model::load(&weights::Weights::open(&path, check_finite)?, spec, place)
         })
         .map(Self)
@@ -189,7 +190,7 @@ impl Lm {
         let weights = weights::Weights::given(read, names, shown, check_finite);
         detached(py, || {
             let device = open_device(device)?;
-            let place = linear::Placement { device, dtype, quantize, portable: false };
+            let place = linear::Placement::new(device, dtype, quantize, false);
             lm::Model::load(&weights, spec, place)
         })
         .map(Self)
@@ -226,7 +227,9 @@ impl Lm {
         state: &mut LmState,
     ) -> PyResult<(Array<'py, f32>, Array<'py, f32>)> {
         let (column, state) = (numbers(&column)?, &mut state.0);
-        let found = detached(py, || self.0.temporal(&column, &valid, guidance.as_deref(), state))?;
+        let found = detached(py, || {
+            among_workers(|| self.0.temporal(&column, &valid, guidance.as_deref(), state))
+        })?;
         let (text, heads, classes) = self.0.spec.heads();
         Ok((
             shaped(py, found.text_logits, &[valid.len(), text])?,
@@ -264,10 +267,18 @@ impl Lm {
                 noise: noise.as_deref().map(|noise| (noise, draws)),
                 guidance: guidance.as_deref(),
             };
-            self.0.depth(&text, &sampling, state)
+            among_workers(|| self.0.depth(&text, &sampling, state))
         })?;
         Ok((shaped(py, codes, &[text.len(), self.0.num_codes()])?, finite))
     }
+}
+
+/// Runs work on one of the threads that share products, which others then join at once.
+fn among_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    if rayon::current_num_threads() == 1 {
+        return work();
+    }
+    rayon::scope(|_| work())
 }
 
 fn parse_dtype(name: &str) -> PyResult<DType> {

@@ -1,11 +1,15 @@
 //! Products with weights and lookups in tables, on whatever device the model is on.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle::quantized::{GgmlDType, QMatMul, QTensor};
 use candle::{DType, Device, Module, Result, Tensor};
+use half::bf16;
 
-use crate::rows::{Rows, BLOCK};
+use crate::arena::Arena;
+use crate::blocks::{Blocks, BLOCK};
+use crate::gemm::{multiply, Input, Output, Panels, Weight};
+use crate::rows::Rows;
 use crate::weights::{Piece, Weights};
 
 /// How weights are kept and where.
@@ -18,9 +22,19 @@ pub struct Placement {
     pub quantize: bool,
     /// Use candle's own operations on the CPU too, as another device does.
     pub portable: bool,
+    /// Where matrices on the CPU lie.
+    pub arena: Arc<Mutex<Arena>>,
 }
 
 impl Placement {
+    pub fn new(device: Device, dtype: DType, quantize: bool, portable: bool) -> Self {
+        Self { device, dtype, quantize, portable, arena: Arc::default() }
+    }
+
+    fn arena(&self) -> MutexGuard<'_, Arena> {
+        self.arena.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// Whether our own CPU kernels are used.
     pub fn own(&self) -> bool {
         self.device.is_cpu() && !self.portable
@@ -39,7 +53,9 @@ impl Placement {
 
 /// `x @ weight.T`.
 pub enum Linear {
-    Rows(Rows),
+    Blocks(Blocks),
+    F32(Panels<f32>),
+    Bf16(Panels<bf16>),
     Plain(Tensor),
     Quantized(QMatMul),
 }
@@ -67,16 +83,33 @@ impl Linear {
         if place.quantize && shape.1.is_multiple_of(BLOCK) {
             let stored = Arc::new(QTensor::quantize(&tensor, GgmlDType::Q8_0)?);
             if place.own() {
-                return Ok(Self::Rows(Rows::from_q8(&stored)?));
+                return Self::blocks(&stored, place);
             }
             let tensor = tensor.to_dtype(DType::F32)?;
             let moved = QTensor::quantize_onto(&tensor, GgmlDType::Q8_0, &place.device)?;
             return Ok(Self::Quantized(QMatMul::from_arc(Arc::new(moved))?));
         }
         if place.own() {
-            return Ok(Self::Rows(Rows::from_tensor(&tensor.to_dtype(place.dtype)?)?));
+            return Self::panels(&tensor.to_dtype(place.dtype)?, place);
         }
         Ok(Self::Plain(tensor.to_dtype(place.compute())?.to_device(&place.device)?))
+    }
+
+    fn blocks(stored: &QTensor, place: &Placement) -> Result<Self> {
+        Ok(Self::Blocks(Blocks::pack(stored, &mut place.arena())?))
+    }
+
+    /// Float32 or bfloat16, anything else as float32.
+    fn panels(weight: &Tensor, place: &Placement) -> Result<Self> {
+        let (outputs, inputs) = weight.dims2()?;
+        let (flat, mut arena) = (weight.flatten_all()?, place.arena());
+        Ok(match weight.dtype() {
+            DType::BF16 => Self::Bf16(Panels::pack(&mut arena, &flat.to_vec1()?, outputs, inputs)?),
+            _ => {
+                let flat = flat.to_dtype(DType::F32)?.to_vec1()?;
+                Self::F32(Panels::pack(&mut arena, &flat, outputs, inputs)?)
+            }
+        })
     }
 
     fn quantized(
@@ -86,7 +119,7 @@ impl Linear {
         place: &Placement,
     ) -> Result<Self> {
         if place.own() && stored.dtype() == GgmlDType::Q8_0 {
-            return Ok(Self::Rows(Rows::from_q8(&stored)?));
+            return Self::blocks(&stored, place);
         }
         let stored = if place.device.is_cpu() {
             stored
@@ -102,7 +135,11 @@ impl Linear {
     /// `[n, in]` to `[n, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Rows(rows) => rows.product(x),
+            Self::Blocks(weight) => {
+                by_slices(x, weight.cols, weight.rows, |x, count, y| weight.multiply(x, count, y))
+            }
+            Self::F32(weight) => by_panels(x, weight),
+            Self::Bf16(weight) => by_panels(x, weight),
             Self::Plain(weight) => x.matmul(&weight.t()?),
             Self::Quantized(weight) => weight.forward(x),
         }
@@ -110,7 +147,9 @@ impl Linear {
 
     pub fn num_bytes(&self) -> usize {
         match self {
-            Self::Rows(rows) => rows.num_bytes(),
+            Self::Blocks(blocks) => blocks.num_bytes(),
+            Self::F32(panels) => panels.num_bytes(),
+            Self::Bf16(panels) => panels.num_bytes(),
             Self::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Self::Quantized(QMatMul::QTensor(stored)) => stored.storage_size_in_bytes(),
             Self::Quantized(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => {
@@ -202,6 +241,40 @@ impl Table {
             Self::Plain(table) => table.elem_count() * table.dtype().size_in_bytes(),
         }
     }
+}
+
+fn by_panels<W: Weight>(x: &Tensor, weight: &Panels<W>) -> Result<Tensor> {
+    by_slices(x, weight.inputs, weight.outputs, |x, count, y| {
+        let x = Input::dense(x, count, weight.inputs);
+        multiply(x, weight.view(), Output::dense(y, weight.outputs))
+    })
+}
+
+/// `[n, inputs]` to `[n, outputs]`, on the CPU.
+fn by_slices(
+    x: &Tensor,
+    inputs: usize,
+    outputs: usize,
+    multiply: impl FnOnce(&[f32], usize, &mut [f32]),
+) -> Result<Tensor> {
+    let (count, width) = x.dims2()?;
+    if width != inputs {
+        candle::bail!("a product of {inputs} inputs was given {width}")
+    }
+    let mut y = vec![0f32; count * outputs];
+    with_numbers(x, |x| multiply(x, count, &mut y))?;
+    Tensor::from_vec(y, (count, outputs), &Device::Cpu)
+}
+
+/// Calls `work` with the numbers of a float32 tensor on the CPU.
+fn with_numbers<T>(x: &Tensor, work: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let candle::Storage::Cpu(storage) = &*storage else {
+        candle::bail!("weights on the CPU were given an input elsewhere")
+    };
+    let start = layout.start_offset();
+    Ok(work(&storage.as_slice::<f32>()?[start..start + x.elem_count()]))
 }
 
 fn is_blocks(stored: &QTensor) -> bool {

@@ -45,9 +45,9 @@ def test_a_gguf_file_gives_what_its_values_give(
 
     for _ in range(4 * CONTEXT):
         wanted, got = theirs.step(), ours.step()
-        # All arithmetic is float32 over the same values: only the order of sums differs.
+        # The same values, but products round their inputs to 16 bits per block of 32.
         torch.testing.assert_close(
-            got.extra["text_logits_BV"], wanted.extra["text_logits_BV"], atol=1e-4, rtol=0
+            got.extra["text_logits_BV"], wanted.extra["text_logits_BV"], atol=3e-4, rtol=0
         )
         assert [tokens(got, slot) for slot in (0, 1)] == [tokens(wanted, slot) for slot in (0, 1)]
     assert blocks.caps.dtype == "int8"
@@ -82,13 +82,13 @@ def test_quantizing_at_load_is_quantizing_the_file(tmp_path: Path) -> None:
     for _ in range(3 * CONTEXT):
         wanted, got = mixed.step(), ours.step()
         torch.testing.assert_close(
-            got.extra["text_logits_BV"], wanted.extra["text_logits_BV"], atol=1e-4, rtol=0
+            got.extra["text_logits_BV"], wanted.extra["text_logits_BV"], atol=3e-4, rtol=0
         )
         assert tokens(got, 0) == tokens(wanted, 0)
 
 
-def test_blocks_take_nine_bytes_for_eight_numbers(tmp_path: Path) -> None:
-    """A float32 scale per 32 bytes; rows that are no whole blocks stay float32."""
+def test_blocks_take_17_bytes_for_16_numbers(tmp_path: Path) -> None:
+    """A float16 scale per 32 bytes; rows that are no whole blocks stay float32."""
     reference = torch_lm(BASE_LM)
     tensors = released_tensors(reference, lm_layout(reference.spec))
     sizes = [(t.numel(), t.shape[1]) for t in tensors.values() if t.ndim == 2]
@@ -96,7 +96,7 @@ def test_blocks_take_nine_bytes_for_eight_numbers(tmp_path: Path) -> None:
 
     blocks = rust_lm(quantized, reference.spec)
 
-    assert blocks.num_bytes == sum(n * 9 // 8 if width % 32 == 0 else 4 * n for n, width in sizes)
+    assert blocks.num_bytes == sum(n * 17 // 16 if width % 32 == 0 else 4 * n for n, width in sizes)
 
 
 def test_other_quantizations_of_a_file_run_too(tmp_path: Path) -> None:
