@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HUGE: Final = 2 << 20
 _CHUNK: Final = 64 << 20  # memory that nobody touches is not taken
 _COLLAPSE: Final = 25  # MADV_COLLAPSE, of Linux 6.1; Python has no name for it
+_LARGE: Final = 16 << 20
 _ALIGN: Final = 64  # a cache line, and the widest vector
 
 
@@ -63,9 +64,10 @@ class HugePages:
 
 
 def gather() -> None:
-    """Move what this process holds in memory of its own into huge pages, where that can be asked.
+    """Move large memory of this process into huge pages, where that can be asked.
 
-    For weights that a library packed into memory that it took itself.
+    For weights that a library packed into memory that it took itself. Stacks of threads are
+    smaller than what is moved.
     """
     if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
         return
@@ -78,14 +80,14 @@ def gather() -> None:
 
 
 def _own_memory() -> list[tuple[int, int]]:
-    """Addresses of private memory without a file, in whole huge pages."""
+    """Addresses of large private memory without a file, in whole huge pages."""
     found = []
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         place, rights, _, _, inode, *name = line.split()
         if rights == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
             first, end = (int(address, 16) for address in place.split("-"))
             first, end = -(-first // _HUGE) * _HUGE, end // _HUGE * _HUGE
-            found += [(first, end)] if first < end else []
+            found += [(first, end)] if end - first >= _LARGE else []
     return found
 
 

@@ -43,9 +43,9 @@ def test_another_device_keeps_its_memory() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux")
 def test_gathering_changes_no_number() -> None:
-    held = torch.arange(1 << 21, dtype=torch.float32)  # 8 MB, which torch asks for by itself
+    held = torch.arange(1 << 24, dtype=torch.float32)  # 64 MB, which torch asks for by itself
 
     gather()
 
-    assert torch.equal(held, torch.arange(1 << 21, dtype=torch.float32))
-    assert any(first <= held.data_ptr() + (4 << 20) < end for first, end in _own_memory())
+    assert torch.equal(held, torch.arange(1 << 24, dtype=torch.float32))
+    assert any(first <= held.data_ptr() + (32 << 20) < end for first, end in _own_memory())
