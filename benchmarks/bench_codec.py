@@ -6,8 +6,7 @@ The released codec's shape with random weights, the same file for all; every fra
 contestants in turn. Codes are compared while timing. Peers that are not installed are left out, and
 so is `rust`, the codec of plugins/rust. Every number of threads has a process of its own, because
 those in Rust choose theirs once. The floor is the weights of a frame, in both directions, over the
-bandwidth at which this machine reads pages of 4 kB, measured in the same run; `rust` has larger
-ones. Prints one JSON line.
+bandwidth at which this machine reads, measured in the same run. Prints one JSON line.
 """
 
 from __future__ import annotations

@@ -51,8 +51,7 @@ def draw_codec(threads: dict[str, Any], path: Path) -> None:
             axes.barh(at, encode, color=COLOURS[0], height=0.7)
             axes.barh(at, decode, left=encode, color=COLOURS[4], height=0.7)
             axes.annotate(f"{encode + decode:.0f}", (encode + decode + 1, at), va="center")
-            cores = "all cores" if name == "rustymimi" else format_count(int(count), "thread")
-            labels.append((at, f"{NAMES[name]}, {cores}"))
+            labels.append((at, f"{NAMES[name]}, {format_count(int(count), 'thread')}"))
             at += 1
         draw_floor(axes, found["floor_ms"], at - len(bars), at)
         at += 0.5

@@ -99,7 +99,7 @@ class Positions:
 def _zeros(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     large = torch.Size(shape).numel() * dtype.itemsize >= _WORTH_PAGES
     if large and device.type == "cpu":
-        return HugePages().zeros(shape, dtype)
+        return HugePages(chunk=0).zeros(shape, dtype)
     return torch.zeros(shape, dtype=dtype, device=device)
 
 

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
 _HUGE: Final = 2 << 20
 _CHUNK: Final = 64 << 20  # memory that nobody touches is not taken
 _COLLAPSE: Final = 25  # MADV_COLLAPSE, of Linux 6.1; Python has no name for it
-_LARGE: Final = 16 << 20
+_ENTRY: Final = 8  # bytes about a page in /proc/self/pagemap; its last bit: it is in memory
+_PRESENT: Final = 63
+_FULL: Final = 0.875  # of a huge page; the rest is filled, which takes memory
 _ALIGN: Final = 64  # a cache line, and the widest vector
 
 
@@ -32,9 +35,13 @@ class HugePages:
 
     A chunk of memory is freed with the last tensor in it: what is replaced later should not come
     from here.
+
+    Args:
+        chunk: Bytes that are asked for at once, or as many as a tensor needs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chunk: int = _CHUNK) -> None:
+        self._size = chunk
         self._chunk = _map(mmap.PAGESIZE)
         self._next = self._end = 0  # offsets in the chunk
 
@@ -56,46 +63,60 @@ class HugePages:
         return self.zeros(tensor.shape, tensor.dtype).copy_(tensor)
 
     def _grow(self, num_bytes: int) -> None:
-        length = max(num_bytes, _CHUNK)
+        length = max(num_bytes, self._size)
         self._chunk = _map(length + _HUGE)
         address = torch.frombuffer(self._chunk, dtype=torch.uint8).data_ptr()
         self._next = -address % _HUGE
         self._end = self._next + length
 
 
-def gather() -> None:
-    """Move large memory of this process into huge pages, where that can be asked.
+@contextmanager
+def gathered() -> Iterator[None]:
+    """Move memory that is taken within into huge pages, where the system can be asked to.
 
-    For weights that a library packed into memory that it took itself. Stacks of threads are
-    smaller than what is moved.
+    For weights that a library packs into memory that it takes itself. What was there before, and
+    what fills no page of 2 MB, stay as they are.
     """
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
-        return
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for first, end in _own_memory():
-        advise(first, end - first, mmap.MADV_HUGEPAGE)
-        for page in range(first, end, _HUGE):
-            advise(page, _HUGE, _COLLAPSE)  # refused where nothing is held: that is fine
+    before = _full_pages()
+    yield
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        advise = ctypes.CDLL(None).madvise
+        advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        for page in sorted(_full_pages() - before):
+            advise(page, _HUGE, _COLLAPSE)  # a wish: a kernel may be too old or memory too short
+
+
+def _full_pages() -> set[int]:
+    """Huge pages' worths of private memory that are held; none where the system does not say."""
+    full: set[int] = set()
+    with suppress(OSError), Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        for first, end in _own_memory():
+            pagemap.seek(first // mmap.PAGESIZE * _ENTRY)
+            entries = pagemap.read((end - first) // mmap.PAGESIZE * _ENTRY)
+            present = np.frombuffer(entries, dtype=np.uint64) >> np.uint64(_PRESENT)
+            held = present.reshape(-1, _HUGE // mmap.PAGESIZE).mean(axis=1) >= _FULL
+            full.update((first + _HUGE * np.flatnonzero(held)).tolist())
+    return full
 
 
 def _own_memory() -> list[tuple[int, int]]:
-    """Addresses of large private memory without a file, in whole huge pages."""
+    """Addresses of private memory without a file, in whole huge pages."""
     found = []
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         place, rights, _, _, inode, *name = line.split()
         if rights == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
             first, end = (int(address, 16) for address in place.split("-"))
             first, end = -(-first // _HUGE) * _HUGE, end // _HUGE * _HUGE
-            found += [(first, end)] if end - first >= _LARGE else []
+            found += [(first, end)] if first < end else []
     return found
 
 
 def _map(length: int) -> mmap.mmap:
-    """Memory of the system, zeroed; of huge pages when it is touched, if there are such."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
+    """Private memory of the system, zeroed; of huge pages when it is touched, if there are such."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(-1, length)
     memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a wish: a kernel may be built without
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        with suppress(OSError):  # a wish: a kernel may be built without
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

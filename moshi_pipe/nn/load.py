@@ -8,7 +8,7 @@ largest tensor, and a quantized matrix becomes numbers a few rows at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from moshi_pipe.models.formats.contents import AFFINE, PLAIN
 from moshi_pipe.models.layout import Layout, is_linear, lm_layout, mimi_layout
 from moshi_pipe.models.safetensors_header import read_header
 from moshi_pipe.models.weight_check import match_weights
-from moshi_pipe.nn.huge_pages import HugePages, gather
+from moshi_pipe.nn.huge_pages import HugePages, gathered
 from moshi_pipe.nn.weight_reader import TORCH_DTYPES, WeightReader, fill, reading
 
 if TYPE_CHECKING:
@@ -82,21 +82,21 @@ def load_lm(
         raise CheckpointError(f"{checkpoint.where} was opened without its language model")
     lora = open_lora(checkpoint)
     memory = HugePages() if quantizer is None and lora is None else None
-    load_into(
-        module,
-        checkpoint.lm_weights,
-        lm_layout(spec),
-        device=device,
-        dtype=dtype,
-        keep_float32=keeps_float32,
-        check_finite=checkpoint.check_finite,
-        lora=lora,
-        quantizer=quantizer,
-        progress=progress,
-        memory=memory,
-    )
-    if memory is None and torch.device(device).type == "cpu":
-        gather()
+    packed_on_cpu = memory is None and torch.device(device).type == "cpu"
+    with gathered() if packed_on_cpu else nullcontext():
+        load_into(
+            module,
+            checkpoint.lm_weights,
+            lm_layout(spec),
+            device=device,
+            dtype=dtype,
+            keep_float32=keeps_float32,
+            check_finite=checkpoint.check_finite,
+            lora=lora,
+            quantizer=quantizer,
+            progress=progress,
+            memory=memory,
+        )
     if checkpoint.config.model_type == "hibiki":
         # Source: kyutai-labs/moshi@e6a55d2 moshi/moshi/models/loaders.py, get_moshi.
         table = module.get_parameter("text_emb.weight")

@@ -1,1 +1,1 @@
-"""Moshi and Mimi on candle, as a backend of moshi-pipe."""
+"""Moshi and Mimi in Rust, as a backend of moshi-pipe."""

@@ -7,7 +7,7 @@ share no weights: each takes about 370 MB.
 
 Once a stream is older than the attention's window, from frame 125 on, its results leave those of
 PyTorch: over 160 frames of a random codec, 20 of the last 35 frames had another code, and decoded
-audio differed by 1.3 % of its peak. The extension, built on a newer release, stays equal.
+audio differed by 1.3 % of its peak. The extension's codec stays equal.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ BACKEND: Final = "rust"
 
 @hookimpl
 def open_codec(checkpoint: Checkpoint, options: BackendOptions, progress: Progress) -> Codec | None:
-    """Open Mimi on candle; where the extension is not built, on rustymimi."""
+    """Open Mimi in Rust; where the extension is not built, on rustymimi."""
     if options.backend != BACKEND:
         return None
     from moshi_pipe_rust import opening

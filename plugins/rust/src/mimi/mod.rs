@@ -3,7 +3,7 @@
 //! Activations are time-major, `[slots][steps][channels]`: a window of the input is then one run of
 //! memory, and a convolution is a product of windows that overlap. What a slot remembers is small
 //! (the last steps of each convolution's input, keys and values); everything else is scratch memory
-//! that all slots share. A step allocates nothing.
+//! that all slots share. A step allocates its results alone.
 
 pub mod conv;
 pub mod quantizer;
