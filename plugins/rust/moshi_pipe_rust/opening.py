@@ -29,9 +29,7 @@ READ_FORMATS: Final = (*PLAIN_FORMATS, "gguf")
 """Read by candle; the others, and what LoRA is added to, come tensor by tensor as float32."""
 
 
-def open_codec(
-    checkpoint: Checkpoint, options: BackendOptions, progress: Progress
-) -> RustCodec | RustymimiCodec:
+def open_codec(checkpoint: Checkpoint, progress: Progress) -> RustCodec | RustymimiCodec:
     """Open a codec; on rustymimi where the extension is not built.
 
     Raises:

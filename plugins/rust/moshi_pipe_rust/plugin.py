@@ -24,7 +24,7 @@ def open_codec(checkpoint: Checkpoint, options: BackendOptions, progress: Progre
         return None
     from moshi_pipe_rust import opening
 
-    return opening.open_codec(checkpoint, options, progress)
+    return opening.open_codec(checkpoint, progress)
 
 
 @hookimpl

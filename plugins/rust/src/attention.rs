@@ -265,6 +265,7 @@ fn attend_avx2<T: Number>(seen: Seen<T>, first: usize, out: &mut [f32]) {
 
 /// Asks for what lies `ahead` numbers after these, which are read next.
 #[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 fn fetch<T>(numbers: &[T], ahead: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in numbers.chunks(64 / size_of::<T>()) {

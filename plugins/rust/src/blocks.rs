@@ -43,6 +43,7 @@ const GROUP: usize = 8;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 const WORTH_TILES: usize = 9;
 /// How far ahead of its use memory is asked for.
+#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 2048;
 /// Bytes of weights that are worth a second thread.
 const WORTH_SHARING: usize = 1 << 16;
@@ -292,6 +293,7 @@ impl Blocks {
 }
 
 fn dots(level: Level, weights: &[i8], group: &Group, sums: &mut [[f32; WIDE]; GROUP]) {
+    #[cfg(target_arch = "x86_64")]
     macro_rules! by_count {
         ($kernel:ident) => {
             match group.count {

@@ -153,7 +153,7 @@ def test_without_the_extension_the_build_command_is_named(
 
     monkeypatch.setitem(sys.modules, "rustymimi", None)
     with pytest.raises(BackendError, match="neither its extension nor rustymimi"):
-        opening.open_codec(embedded, BackendOptions(backend="rust"), ignore)
+        opening.open_codec(embedded, ignore)
 
 
 class FakeTokenizer:
@@ -188,11 +188,11 @@ def test_the_fallback_gives_every_stream_a_tokenizer_of_its_own(
     fake.Tokenizer = FakeTokenizer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "rustymimi", fake)
     with pytest.raises(BackendError, match="knows only the released codec"):
-        opening.open_codec(embedded, BackendOptions(backend="rust"), ignore)
+        opening.open_codec(embedded, ignore)
     weights = tmp_path / "mimi.safetensors"
     weights.touch()
     released = dataclasses.replace(embedded, mimi=MimiSpec(), mimi_weights=weights)
-    codec = opening.open_codec(released, BackendOptions(backend="rust"), ignore)
+    codec = opening.open_codec(released, ignore)
     assert isinstance(codec, RustymimiCodec)
     assert codec.caps.backend == "rustymimi"
     state = codec.new_encoder_state(2)
@@ -225,11 +225,10 @@ def test_the_fallback_with_the_real_package(
 
     make_checkpoint(tmp_path, preset="medium", kind="stt")
     checkpoint = open_checkpoint(ModelOptions(path=str(tmp_path)), parts=["mimi"])
-    options = BackendOptions(backend="rust")
-    ours = opening.open_codec(checkpoint, options, ignore)
+    ours = opening.open_codec(checkpoint, ignore)
     torchs = load_plugins(installed=False).open_codec(checkpoint, BackendOptions(), ignore)
     monkeypatch.setitem(sys.modules, "moshi_pipe_rust._native", None)
-    theirs = opening.open_codec(checkpoint, options, ignore)
+    theirs = opening.open_codec(checkpoint, ignore)
     assert isinstance(theirs, RustymimiCodec)
     codecs = [torchs, ours, theirs]
     window = 125
