@@ -11,6 +11,7 @@ mod linear;
 mod lm;
 mod math;
 mod mimi;
+#[cfg(feature = "peer")]
 mod peer;
 mod rows;
 mod sampling;
@@ -292,6 +293,7 @@ fn read_tensor<'py>(py: Python<'py>, path: PathBuf, name: &str) -> PyResult<Arra
 }
 
 /// Runs the `moshi` crate's own language model, for comparison: see `peer::greedy`.
+#[cfg(feature = "peer")]
 #[pyfunction]
 fn peer_greedy(
     py: Python<'_>,
@@ -325,6 +327,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Lm>()?;
     module.add_class::<LmState>()?;
     module.add_function(wrap_pyfunction!(read_tensor, module)?)?;
+    #[cfg(feature = "peer")]
     module.add_function(wrap_pyfunction!(peer_greedy, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)
 }
