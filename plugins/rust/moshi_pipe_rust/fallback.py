@@ -140,7 +140,7 @@ class RustymimiCodec:
                     got=f"{num_codes} after {state.num_codes}",
                 )
             state.num_codes, state.spare = num_codes, None
-            self._prepared(state)
+            self._spare(state)
         chosen = _chosen(valid_B)
         codes = codes_BK.numpy()
         if chosen and not 0 <= codes[chosen].min() <= codes[chosen].max() < self._mimi.cardinality:
@@ -161,17 +161,21 @@ class RustymimiCodec:
             state.tokenizers[slot] = None
 
     def _prepared(self, state: RustymimiState) -> RustymimiState:
+        self._spare(state)
+        return state
+
+    def _spare(self, state: RustymimiState) -> Future[Any]:
+        """The next tokenizer, begun if it is not being made."""
         if state.spare is None:
             state.spare = self._maker.submit(self._make, state.num_codes)
-        return state
+        return state.spare
 
     def _tokenizer(self, state: RustymimiState, slot: int) -> Any:
         """The slot's own; at its first frame, the one that was made ahead."""
         if state.tokenizers[slot] is None:
-            spare, state.spare = self._prepared(state).spare, None
-            assert spare is not None
+            spare, state.spare = self._spare(state), None
             state.tokenizers[slot] = spare.result()
-            self._prepared(state)
+            self._spare(state)
         return state.tokenizers[slot]
 
 

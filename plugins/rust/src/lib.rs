@@ -15,6 +15,8 @@ mod mimi;
 mod peer;
 mod rows;
 mod sampling;
+#[cfg(test)]
+mod testing;
 mod weights;
 
 use std::collections::HashSet;
