@@ -15,8 +15,9 @@ import argparse
 import importlib.util
 import os
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # the reference would compile single operations
 
@@ -29,8 +30,34 @@ from moshi_pipe.models.make_checkpoint import make_checkpoint
 from moshi_pipe.nn.load import load_mimi
 from moshi_pipe.nn.mimi import Mimi
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 NUM_CODEBOOKS = 8
 PEERS = ("moshi", "rustymimi")
+
+
+@dataclass
+class Contest:
+    """What every contestant does in its turn.
+
+    Attributes:
+        pcm_TBCN: The frames.
+        encode: Encodes frame ``i``, by contestant.
+        decode: Decodes what the contestant made of frame ``i``.
+        codes: What each made so far.
+    """
+
+    pcm_TBCN: torch.Tensor
+    encode: dict[str, Step] = field(default_factory=dict)
+    decode: dict[str, Step] = field(default_factory=dict)
+    codes: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(self, name: str, encode: Callable[[int], Any], decode: Callable[[Any], Any]) -> None:
+        """Add one by how it encodes frame ``i`` and decodes codes."""
+        made = self.codes.setdefault(name, [])
+        self.encode[name] = lambda i: made.append(encode(i))
+        self.decode[name] = lambda i: void(decode(made[i]))
 
 
 def main() -> None:
@@ -60,25 +87,25 @@ def run(folder: Path, args: argparse.Namespace, num_threads: int) -> dict[str, A
     generator = torch.Generator().manual_seed(0)
     frame = codec.spec.frame_size
     pcm_TBCN = 0.1 * torch.randn(num_frames, args.slots, 1, frame, generator=generator)
-    encode: dict[str, Step] = {}
-    decode: dict[str, Step] = {}
-    codes: dict[str, list[Any]] = {}
-    add_ours("ours", codec, pcm_TBCN, encode, decode, codes)
+    contest = Contest(pcm_TBCN)
+    add_ours("ours", codec, contest)
     if args.compiled:
-        add_ours("ours compiled", compiled(load(folder)), pcm_TBCN, encode, decode, codes)
-    add_rust(folder, codec, pcm_TBCN, encode, decode, codes)
+        add_ours("ours compiled", compiled(load(folder)), contest)
+    add_rust(folder, codec, contest)
     if args.slots == 1:
-        add_reference(folder, pcm_TBCN, encode, decode, codes)
-        add_rustymimi(folder, codec, pcm_TBCN, encode, decode, codes)
-    encode_ms = time_interleaved(encode, args.frames, args.warm_up)
-    decode_ms = time_interleaved(decode, args.frames, args.warm_up)
+        add_reference(folder, contest)
+        add_rustymimi(folder, codec, contest)
+    encode_ms = time_interleaved(contest.encode, args.frames, args.warm_up)
+    decode_ms = time_interleaved(contest.decode, args.frames, args.warm_up)
     report: dict[str, Any] = {
         name: {"encode": summary(encode_ms[name]), "decode": summary(decode_ms[name])}
-        for name in encode
+        for name in contest.encode
     }
     for name, times in report.items():
         times["sum_median_ms"] = round(sum(times[k]["median_ms"] for k in ("encode", "decode")), 3)
-        times["codes_equal"] = f"{matching(codes['ours'], codes[name])} of {num_frames} frames"
+        times["codes_equal"] = (
+            f"{matching(contest.codes['ours'], contest.codes[name])} of {num_frames} frames"
+        )
     peers = [report[name]["sum_median_ms"] for name in PEERS if name in report]
     if peers:
         report["ratio_to_best_peer"] = {
@@ -124,27 +151,23 @@ def compiled(codec: Mimi) -> Mimi:
 def add_ours(
     name: str,
     codec: Any,
-    pcm_TBCN: torch.Tensor,
-    encode: dict[str, Step],
-    decode: dict[str, Step],
-    codes: dict[str, list[Any]],
+    contest: Contest,
 ) -> None:
     """Add one of our forms as a contestant."""
-    num_slots = pcm_TBCN.shape[1]
+    num_slots = contest.pcm_TBCN.shape[1]
     valid_B = torch.ones(num_slots, dtype=torch.bool)
     encoder, decoder = codec.new_encoder_state(num_slots), codec.new_decoder_state(num_slots)
-    made: list[Any] = codes.setdefault(name, [])
-    encode[name] = lambda i: made.append(codec.encode(pcm_TBCN[i], valid_B, encoder).clone())
-    decode[name] = lambda i: void(codec.decode(made[i], valid_B, decoder))
+    contest.add(
+        name,
+        lambda i: codec.encode(contest.pcm_TBCN[i], valid_B, encoder).clone(),
+        lambda made: codec.decode(made, valid_B, decoder),
+    )
 
 
 def add_rust(
     folder: Path,
     ours: Mimi,
-    pcm_TBCN: torch.Tensor,
-    encode: dict[str, Step],
-    decode: dict[str, Step],
-    codes: dict[str, list[Any]],
+    contest: Contest,
 ) -> None:
     """Add our codec in Rust, if it is installed and built."""
     if importlib.util.find_spec("moshi_pipe_rust") is None:
@@ -157,15 +180,12 @@ def add_rust(
     except BackendError:
         return
     codec = RustCodec.open(native, ours.mimi, folder / "mimi.safetensors")
-    add_ours("rust", codec, pcm_TBCN, encode, decode, codes)
+    add_ours("rust", codec, contest)
 
 
 def add_reference(
     folder: Path,
-    pcm_TBCN: torch.Tensor,
-    encode: dict[str, Step],
-    decode: dict[str, Step],
-    codes: dict[str, list[Any]],
+    contest: Contest,
 ) -> None:
     """Add the reference package, if it is installed."""
     if importlib.util.find_spec("moshi") is None:
@@ -174,18 +194,17 @@ def add_reference(
 
     codec = get_mimi(folder / "mimi.safetensors", num_codebooks=NUM_CODEBOOKS)
     codec.streaming_forever(1)
-    made: list[Any] = codes.setdefault("moshi", [])
-    encode["moshi"] = lambda i: made.append(codec.encode(pcm_TBCN[i])[..., 0].clone())
-    decode["moshi"] = lambda i: void(codec.decode(made[i][..., None]))
+    contest.add(
+        "moshi",
+        lambda i: codec.encode(contest.pcm_TBCN[i])[..., 0].clone(),
+        lambda made: codec.decode(made[..., None]),
+    )
 
 
 def add_rustymimi(
     folder: Path,
     ours: Mimi,
-    pcm_TBCN: torch.Tensor,
-    encode: dict[str, Step],
-    decode: dict[str, Step],
-    codes: dict[str, list[Any]],
+    contest: Contest,
 ) -> None:
     """Add rustymimi's blocking codec, if it is installed."""
     if importlib.util.find_spec("rustymimi") is None:
@@ -193,10 +212,8 @@ def add_rustymimi(
     import rustymimi
 
     codec = rustymimi.Tokenizer(str(folder / "mimi.safetensors"), num_codebooks=NUM_CODEBOOKS)
-    frames = [pcm.numpy() for pcm in pcm_TBCN]
-    made: list[Any] = codes.setdefault("rustymimi", [])
-    encode["rustymimi"] = lambda i: made.append(codec.encode_step(frames[i]))
-    decode["rustymimi"] = lambda i: void(codec.decode_step(made[i]))
+    frames = [pcm.numpy() for pcm in contest.pcm_TBCN]
+    contest.add("rustymimi", lambda i: codec.encode_step(frames[i]), codec.decode_step)
 
 
 def matching(mine: list[Any], theirs: list[Any]) -> int:
