@@ -207,14 +207,14 @@ class RustLM:
         if controls.guidance_B is not None and state.rows_per_slot > 1:
             guidance = controls.guidance_B[:batch].tolist()
         with failing_as("backend rust could not run the language model"):
-            logits, heads = self._handle.temporal(
+            logits, heads, finite_text = self._handle.temporal(
                 column_BS.contiguous().numpy(), valid_B.tolist(), guidance, state.handle
             )
         text_logits_BV = torch.from_numpy(logits)
         extra: dict[str, Any] = {"text_logits_BV": text_logits_BV}
         if self._lm.num_extra_heads:
             extra["extra_heads"] = list(torch.from_numpy(heads).unbind(1))
-        finite_B = torch.isfinite(text_logits_BV).all(dim=-1)
+        finite_B = torch.tensor(finite_text)
         text_B = self._sample_text(text_logits_BV, valid_B, controls, state)
         if self._lm.depth is None:
             return Step(text_B, text_B.new_zeros(batch, 0), finite_B, extra)

@@ -30,7 +30,7 @@ unsafe impl Plain for f32 {}
 unsafe impl Plain for half::bf16 {}
 unsafe impl Plain for i8 {}
 
-/// Numbers that change, zero at first; on huge pages too.
+/// Numbers that change; on huge pages too.
 pub struct Buffer<T = f32> {
     map: MmapMut,
     skip: usize,
@@ -45,6 +45,12 @@ impl<T: Plain> Buffer<T> {
         let (map, skip) =
             if bytes < HUGE { (MmapMut::map_anon(bytes.max(1))?, 0) } else { map_huge(bytes)? };
         Ok(Self { map, skip, len, _type: PhantomData })
+    }
+
+    pub fn of(values: &[T]) -> Result<Self> {
+        let mut buffer = Self::zeros(values.len())?;
+        buffer.copy_from_slice(values);
+        Ok(buffer)
     }
 }
 

@@ -4,12 +4,12 @@
 
 use candle::{DType, Device, Result, Tensor};
 use half::bf16;
-use rayon::prelude::*;
 
 use crate::arena::Buffer;
 use crate::cpu::{self, Level};
 use crate::linear::Placement;
 use crate::math::exponentials;
+use crate::team;
 
 /// Numbers of keys that are worth a second thread.
 const WORTH_SHARING: usize = 1 << 16;
@@ -20,6 +20,13 @@ pub struct Heads {
     pub queries: usize,
     pub keys: usize,
     pub width: usize,
+}
+
+impl Heads {
+    /// Numbers of the keys that a place sees.
+    fn numbers(&self, place: &Place) -> usize {
+        place.length() * self.keys * self.width
+    }
 }
 
 /// Keys and values of one layer of one stream: `[capacity, heads, width]`, with candle's operations
@@ -126,18 +133,46 @@ pub fn attend(
     let count = places.len();
     let mut values = projected.flatten_all()?.to_vec1::<f32>()?;
     let stride = values.len() / count;
-    let size = heads.queries * heads.width;
-    let mut out = vec![0f32; count * size];
-    let rows =
-        values.chunks_exact_mut(stride).zip(rings.iter_mut()).zip(out.chunks_exact_mut(size));
-    for (n, ((row, ring), out)) in rows.enumerate() {
-        let (place, kv) = (places[n], heads.keys * heads.width);
+    let mut out = vec![0f32; count * heads.queries * heads.width];
+    let values = values.chunks_exact_mut(stride);
+    let outs = out.chunks_exact_mut(heads.queries * heads.width);
+    let rings = rings.iter_mut().map(|ring| &mut **ring);
+    let mut rows: Vec<Row> = values
+        .zip(outs)
+        .zip(rings)
+        .zip(places)
+        .map(|(((values, out), ring), &place)| Row { values, out, ring, place })
+        .collect();
+    let filled: usize = places.iter().map(|place| heads.numbers(place)).sum();
+    let team = team::shared();
+    // Fewer rows than threads are attended to in turn, each by all threads.
+    if count >= team.threads() && filled >= WORTH_SHARING {
+        team.chunks(&mut rows, 1, |n, rows| rows[0].attend(n, heads, rotation));
+    } else {
+        rows.iter_mut().enumerate().for_each(|(n, row)| row.attend(n, heads, rotation));
+    }
+    drop(rows);
+    Tensor::from_vec(out, (count, heads.queries * heads.width), &Device::Cpu)
+}
+
+/// What one position is projected to, what it attends to, and where its result goes.
+struct Row<'a> {
+    values: &'a mut [f32],
+    ring: &'a mut Ring,
+    place: Place,
+    out: &'a mut [f32],
+}
+
+impl Row<'_> {
+    fn attend(&mut self, n: usize, heads: Heads, rotation: Option<&Rotation>) {
+        let &mut Self { place, ref mut out, .. } = self;
+        let (size, kv) = (heads.queries * heads.width, heads.keys * heads.width);
         if let Some(rotation) = rotation {
-            rotation.apply(n, &mut row[..size + kv]);
+            rotation.apply(n, &mut self.values[..size + kv]);
         }
-        let (q, rest) = row.split_at(size);
+        let (q, rest) = self.values.split_at(size);
         let (k, v) = rest.split_at(kv);
-        match ring {
+        match &mut self.ring {
             Ring::F32(keys, held) => {
                 write(keys, k, place, |x| x);
                 write(held, v, place, |x| x);
@@ -148,10 +183,9 @@ pub fn attend(
                 write(held, v, place, bf16::from_f32);
                 over_heads(q, keys, held, heads, place, out);
             }
-            Ring::Plain(..) => candle::bail!("rings of two kinds in one step"),
+            Ring::Plain(..) => unreachable!("rings of a model are of one kind"),
         }
     }
-    Tensor::from_vec(out, (count, size), &Device::Cpu)
 }
 
 fn write<T>(ring: &mut [T], new: &[f32], place: Place, cast: impl Fn(f32) -> T) {
@@ -185,16 +219,14 @@ fn over_heads<T: Number>(
     place: Place,
     out: &mut [f32],
 ) {
-    let filled = place.length() * heads.keys * heads.width;
+    let filled = heads.numbers(&place);
     let seen = Seen { q, keys: &keys[..filled], values: &values[..filled], heads };
-    let threads = rayon::current_num_threads();
-    if threads == 1 || filled < WORTH_SHARING {
+    let team = team::shared();
+    if filled < WORTH_SHARING {
         return seen.attend(0, out);
     }
-    let share = heads.queries.div_ceil(threads);
-    out.par_chunks_mut(share * heads.width)
-        .enumerate()
-        .for_each(|(i, out)| seen.attend(i * share, out));
+    let share = heads.queries.div_ceil(team.threads());
+    team.chunks(out, share * heads.width, |i, out| seen.attend(i * share, out));
 }
 
 /// What one position attends to.

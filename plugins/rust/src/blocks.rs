@@ -1,9 +1,9 @@
 //! Matrices of 8-bit blocks, multiplied in integers at the speed of memory.
 //!
-//! A block is 32 weights along the inputs and one scale, as in GGML's Q8_0. Inputs are rounded to
-//! 16 bits per block of 32, so that a product is that of the dequantized weights to about 1e-5 of
-//! its size; sums within a block are exact, hence the same for any number of inputs, threads and
-//! set of instructions.
+//! A block is 32 weights along the inputs and one scale, as in GGML's Q8_0. An input is rounded to 16
+//! bits, which is off by 2e-5 of its largest number at most, where the weight of that number alone is
+//! off by 100 times that. Sums within a block are exact, hence the same for any number of inputs,
+//! threads and set of instructions.
 //!
 //! Weights lie in the order in which they are read: panels of 16 outputs, in each its blocks one
 //! after the other, in each block 16 scales and then the weights of four inputs for every output.
@@ -17,9 +17,8 @@ use candle::quantized::{GgmlDType, QTensor};
 use candle::Result;
 use half::f16;
 
-use rayon::prelude::*;
-
 use crate::arena::{Arena, Piece};
+use crate::team;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -46,7 +45,7 @@ const WORTH_TILES: usize = 9;
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 2048;
 /// Bytes of weights that are worth a second thread.
-const WORTH_SHARING: usize = 1 << 16;
+const PART: usize = 1 << 16;
 
 /// A matrix `[rows, cols]` as panels of blocks.
 pub struct Blocks {
@@ -100,12 +99,13 @@ impl Level {
 
 /// Inputs as 16-bit integers, in groups that a kernel takes at once.
 ///
-/// A group of n inputs lies as `[blocks, 16 pairs, n]`, its scales as `[blocks, n]`. Of four
-/// numbers, the first pair has the first and third, as weights are taken apart by halves of words.
+/// A group of n inputs lies as `[blocks, 16 pairs, n]`. Of four numbers, the first pair has the first
+/// and third, as weights are taken apart by halves of words.
 struct Inputs {
     count: usize,
-    blocks: usize,
+    cols: usize,
     pairs: Vec<[i16; 2]>,
+    /// One for every input.
     scales: Vec<f32>,
 }
 
@@ -118,9 +118,8 @@ struct Group<'a> {
 
 impl Inputs {
     fn new(level: Level, x: &[f32], count: usize) -> Self {
-        let blocks = x.len() / count / BLOCK;
-        let pairs = vec![[0; 2]; x.len() / 2];
-        let mut inputs = Self { count, blocks, pairs, scales: vec![0.0; count * blocks] };
+        let (cols, pairs) = (x.len() / count, vec![[0; 2]; x.len() / 2]);
+        let mut inputs = Self { count, cols, pairs, scales: vec![0.0; count] };
         match level {
             // SAFETY: a level is only taken where its instructions are available.
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -136,16 +135,15 @@ impl Inputs {
 
     #[inline(always)]
     fn fill(&mut self, x: &[f32]) {
-        let &mut Self { count, blocks, .. } = self;
-        let cols = blocks * BLOCK;
+        let &mut Self { count, cols, .. } = self;
         for (i, x) in x.chunks_exact(cols).enumerate() {
             let first = i / GROUP * GROUP;
             let (of, at) = (GROUP.min(count - first), i - first);
             let pairs = &mut self.pairs[first * cols / 2..];
-            let scales = &mut self.scales[first * blocks..];
+            let steps = Steps::new(x);
+            self.scales[i] = steps.scale;
             for (block, x) in x.chunks_exact(BLOCK).enumerate() {
-                let (quants, scale) = rounded(x);
-                scales[block * of + at] = scale;
+                let quants = steps.round(x);
                 let pairs = &mut pairs[block * PAIRS * of..];
                 for (four, q) in quants.chunks_exact(4).enumerate() {
                     pairs[2 * four * of + at] = [q[0], q[2]];
@@ -158,26 +156,42 @@ impl Inputs {
     fn groups(&self) -> impl Iterator<Item = Group<'_>> {
         (0..self.count).step_by(GROUP).map(|first| {
             let count = GROUP.min(self.count - first);
-            let span = first * self.blocks..(first + count) * self.blocks;
-            let pairs = &self.pairs[span.start * PAIRS..span.end * PAIRS];
-            Group { first, count, pairs, scales: &self.scales[span] }
+            let pairs = &self.pairs[first * self.cols / 2..(first + count) * self.cols / 2];
+            Group { first, count, pairs, scales: &self.scales[first..first + count] }
         })
     }
 }
 
-/// A block of an input in 16 bits, and its scale; not a number where any of it is not finite.
-#[inline(always)]
-fn rounded(x: &[f32]) -> ([i16; BLOCK], f32) {
-    const MOST: f32 = i16::MAX as f32;
-    // As integers, what is not finite is above all that is.
-    let bits = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
-    let largest = f32::from_bits(bits);
-    let scale = if largest.is_finite() { largest / MOST } else { f32::NAN };
-    let back = if largest > 0.0 { MOST / largest } else { 0.0 };
-    // Added to a number, the low bits of the sum are the nearest integer: without an instruction
-    // for it, rounding is a call of a function.
-    const MAGIC: f32 = (3 << 22) as f32;
-    (std::array::from_fn(|i| (x[i] * back + MAGIC).to_bits() as i16), scale)
+/// What an input is rounded to: 32767 steps to its largest number.
+struct Steps {
+    /// Size of a step; not a number where any of the input is not finite.
+    scale: f32,
+    back: f32,
+}
+
+impl Steps {
+    #[inline(always)]
+    fn new(x: &[f32]) -> Self {
+        const MOST: f32 = i16::MAX as f32;
+        // As integers, what is not finite is above all that is.
+        let bits = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
+        let largest = f32::from_bits(bits);
+        let scale = if largest.is_finite() { largest / MOST } else { f32::NAN };
+        let back = if largest > 0.0 { MOST / largest } else { 0.0 };
+        Self { scale, back }
+    }
+
+    #[inline(always)]
+    fn round(&self, block: &[f32]) -> [i16; BLOCK] {
+        // Added to a number, the low bits of the sum are the nearest integer: without an instruction
+        // for it, rounding is a call of a function.
+        const MAGIC: f32 = (3 << 22) as f32;
+        let mut quants = [0; BLOCK];
+        for (quant, x) in quants.iter_mut().zip(block) {
+            *quant = (x * self.back + MAGIC).to_bits() as i16;
+        }
+        quants
+    }
 }
 
 /// `[inputs, rows]` numbers of which several threads write different columns.
@@ -284,11 +298,7 @@ impl Blocks {
             work(&self.bytes[panel * size..(panel + 1) * size], &write)
         };
         let panels = self.rows.div_ceil(WIDE);
-        if rayon::current_num_threads() == 1 || panels * size < WORTH_SHARING {
-            return (0..panels).for_each(one);
-        }
-        let least = WORTH_SHARING.div_ceil(size);
-        (0..panels).into_par_iter().with_min_len(least).for_each(one);
+        team::shared().spread(panels, PART.div_ceil(size), |panels| panels.for_each(one));
     }
 }
 
@@ -337,11 +347,13 @@ fn dots_portable(weights: &[i8], group: &Group, sums: &mut [[f32; WIDE]; GROUP])
                     }
                 }
             }
-            let scale = group.scales[block * group.count + n];
             for l in 0..WIDE {
-                sums[n][l] += whole[l] as f32 * scale * scales[l];
+                sums[n][l] += whole[l] as f32 * scales[l];
             }
         }
+    }
+    for (sums, scale) in sums.iter_mut().zip(group.scales) {
+        sums.iter_mut().for_each(|sum| *sum *= scale);
     }
 }
 

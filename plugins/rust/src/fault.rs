@@ -13,14 +13,11 @@ pyo3::create_exception!(
 );
 
 /// Runs `work` without the interpreter lock; errors and panics become a `NativeError`.
-///
-/// The work runs on a thread of rayon's pool, so that the parallel operations inside it do not
-/// each pay for a hand-over.
 pub fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce() -> candle::Result<T> + Send,
 ) -> PyResult<T> {
-    let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(|| rayon::scope(|_| work()))));
+    let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(work)));
     match outcome {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(NativeError::new_err(plain(&error.to_string()))),

@@ -11,13 +11,13 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle::Result;
 use half::bf16;
 
 use crate::arena::{Arena, Piece, Plain};
 use crate::cpu::{self, Level};
+use crate::team::{self, Team};
 
 /// Outputs that lie side by side: one vector of the widest instructions.
 pub const WIDTH: usize = 16;
@@ -26,8 +26,8 @@ pub const WIDTH: usize = 16;
 const BLOCK: usize = 512;
 /// Bytes that weights are asked for ahead of their use, of what was tried the fastest.
 const AHEAD: usize = 2048;
-/// Parts of a product for each thread, so that one which comes late does less.
-const PARTS: usize = 4;
+/// Weights that are worth a turn of a thread.
+const PART: usize = 1 << 15;
 /// Rows that the widest instructions take at once.
 const MANY: usize = 12;
 /// Multiplications that are worth a second thread, and weights that are.
@@ -118,12 +118,12 @@ impl<'a> Output<'a> {
 
 /// `output = input @ weight.T`, by all threads where that is worth it.
 pub fn multiply<W: Weight>(input: Input, weight: View<W>, output: Output) {
-    multiply_by(cpu::level(), rayon::current_num_threads(), input, weight, output)
+    multiply_by(cpu::level(), team::shared(), input, weight, output)
 }
 
 fn multiply_by<W: Weight>(
     level: Level,
-    threads: usize,
+    team: &Team,
     input: Input,
     weight: View<W>,
     output: Output,
@@ -131,36 +131,19 @@ fn multiply_by<W: Weight>(
     let job = Job::new(input, weight, output);
     let (rows, panels) = (input.groups * input.rows, weight.outputs.div_ceil(WIDTH));
     let weights = weight.inputs * weight.outputs;
+    let threads = team.threads();
     let shared = threads > 1 && (weights >= WORTH_WEIGHTS || weights * rows >= WORTH_ROWS);
     if !shared {
         job.run(level, 0..rows, 0..panels);
     } else if weights <= SMALL && rows >= 2 * threads * MANY {
-        let share = rows.div_ceil(PARTS * threads).next_multiple_of(MANY);
-        spread(threads, rows, share, |rows| job.run(level, rows, 0..panels));
+        team.spread(rows.div_ceil(MANY), 1, |many| {
+            job.run(level, MANY * many.start..rows.min(MANY * many.end), 0..panels)
+        });
     } else {
-        let share = panels.div_ceil(PARTS * threads).next_multiple_of(2);
-        spread(threads, panels, share, |panels| job.run(level, 0..rows, panels));
-    }
-}
-
-/// Calls `work` for parts of `0..count`; threads take the next part when they have done one.
-fn spread(threads: usize, count: usize, share: usize, work: impl Fn(Range<usize>) + Sync) {
-    let next = AtomicUsize::new(0);
-    on_each(threads, &|| loop {
-        let start = share * next.fetch_add(1, Ordering::Relaxed);
-        if start >= count {
-            return;
-        }
-        work(start..count.min(start + share));
-    });
-}
-
-/// Calls `work` on so many threads at most; those that do not come in time are not waited for.
-fn on_each(threads: usize, work: &(impl Fn() + Sync)) {
-    if threads == 1 {
-        work();
-    } else {
-        rayon::join(work, || on_each(threads - 1, work));
+        let pairs = (PART / (2 * WIDTH * weight.inputs)).max(1);
+        team.spread(panels.div_ceil(2), pairs, |pairs| {
+            job.run(level, 0..rows, 2 * pairs.start..panels.min(2 * pairs.end))
+        });
     }
 }
 
@@ -575,12 +558,12 @@ mod tests {
             Ok(Self { rows, outputs, inputs, x, weight, bias: numbers(outputs, 3), panels })
         }
 
-        fn run(&self, level: Level, threads: usize, add: bool) -> Vec<f32> {
+        fn run(&self, level: Level, team: &Team, add: bool) -> Vec<f32> {
             let mut y = vec![0.5; self.rows * self.outputs];
             let input = Input::dense(&self.x, self.rows, self.inputs);
             let bias = Some(&self.bias[..]);
             let output = Output { bias, add, ..Output::dense(&mut y, self.outputs) };
-            multiply_by(level, threads, input, self.panels.view(), output);
+            multiply_by(level, team, input, self.panels.view(), output);
             y
         }
 
@@ -601,7 +584,7 @@ mod tests {
             let case = Case::new(rows, outputs, inputs)?;
             for level in Level::all() {
                 for add in [false, true] {
-                    let found = case.run(level, 1, add);
+                    let found = case.run(level, &Team::new(1), add);
                     for (i, found) in found.iter().enumerate() {
                         let exact = case.exact(i / outputs, i % outputs, add);
                         let error = (exact - *found as f64).abs();
@@ -615,19 +598,21 @@ mod tests {
 
     #[test]
     fn company_and_threads_change_no_bit() -> Result<()> {
+        let (alone, teams) = (Team::new(1), [Team::new(2), Team::new(3)]);
         for (rows, outputs, inputs) in SHAPES.into_iter().chain([(100, 320, 600), (3, 256, 600)]) {
             let case = Case::new(rows, outputs, inputs)?;
             for level in Level::all() {
-                let together = case.run(level, 1, false);
-                assert_eq!(together, case.run(level, 2, false));
-                assert_eq!(together, case.run(level, 3, false));
+                let together = case.run(level, &alone, false);
+                for team in &teams {
+                    assert_eq!(together, case.run(level, team, false));
+                }
                 for row in 0..rows {
                     let x = case.x[row * inputs..][..inputs].to_vec();
                     let panels =
                         Panels::pack(&mut Arena::default(), &case.weight, outputs, inputs)?;
                     let (weight, bias) = (case.weight.clone(), case.bias.clone());
                     let one = Case { rows: 1, x, weight, bias, panels, ..case };
-                    assert_eq!(one.run(level, 1, false), together[row * outputs..][..outputs]);
+                    assert_eq!(one.run(level, &alone, false), together[row * outputs..][..outputs]);
                 }
             }
         }
@@ -661,12 +646,13 @@ mod tests {
             let wide: Vec<f32> = narrow.iter().map(|w| w.to_f32()).collect();
             let narrow = Panels::pack(&mut Arena::default(), &narrow, outputs, inputs)?;
             let wide = Panels::pack(&mut Arena::default(), &wide, outputs, inputs)?;
+            let one = Team::new(1);
             for level in Level::all() {
                 let (mut found, mut wanted) =
                     (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
                 let input = Input::dense(&x, rows, inputs);
-                multiply_by(level, 1, input, narrow.view(), Output::dense(&mut found, outputs));
-                multiply_by(level, 1, input, wide.view(), Output::dense(&mut wanted, outputs));
+                multiply_by(level, &one, input, narrow.view(), Output::dense(&mut found, outputs));
+                multiply_by(level, &one, input, wide.view(), Output::dense(&mut wanted, outputs));
                 assert_eq!(found, wanted, "{level:?}");
             }
         }

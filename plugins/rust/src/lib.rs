@@ -15,6 +15,7 @@ mod mimi;
 mod peer;
 mod rows;
 mod sampling;
+mod team;
 #[cfg(test)]
 mod testing;
 mod weights;
@@ -220,7 +221,8 @@ impl Lm {
         self.0.reset(&mut state.0, slot, &conditions).map_err(refuse)
     }
 
-    /// Returns text logits `[B, V]` and extra heads `[B, heads, classes]`.
+    /// Returns text logits `[B, V]`, extra heads `[B, heads, classes]`, and whether text logits were
+    /// finite `[B]`.
     fn temporal<'py>(
         &self,
         py: Python<'py>,
@@ -228,13 +230,14 @@ impl Lm {
         valid: Vec<bool>,
         guidance: Option<Vec<f32>>,
         state: &mut LmState,
-    ) -> PyResult<(Array<'py, f32>, Array<'py, f32>)> {
+    ) -> PyResult<(Array<'py, f32>, Array<'py, f32>, Vec<bool>)> {
         let (column, state) = (numbers(&column)?, &mut state.0);
         let found = detached(py, || self.0.temporal(&column, &valid, guidance.as_deref(), state))?;
         let (text, heads, classes) = self.0.spec.heads();
         Ok((
             shaped(py, found.text_logits, &[valid.len(), text])?,
             shaped(py, found.extra, &[valid.len(), heads, classes])?,
+            found.finite,
         ))
     }
 

@@ -11,7 +11,7 @@ use candle::{DType, Device, Result, Tensor, D};
 use serde::Deserialize;
 
 use crate::attention::{attend, Heads, Place, Ring, Rotation};
-use crate::linear::{on_slices, Linear, Placement, Table};
+use crate::linear::{on_rows, on_slices, Linear, Placement, Table};
 use crate::math::{gated, rms_norm};
 use crate::sampling::{sample, Draw};
 use crate::weights::{Piece, Weights};
@@ -199,7 +199,7 @@ impl Stack {
     fn hidden(&self, gates: &Tensor) -> Result<Tensor> {
         let width = gates.dim(D::Minus1)?;
         if self.own {
-            return on_slices(gates, width, width / 2, gated);
+            return on_rows(gates, width, width / 2, |gates, hidden| gated(gates, 1, hidden));
         }
         let gates = gates.chunk(2, D::Minus1)?;
         gates[0].contiguous()?.silu()? * &gates[1]
@@ -313,6 +313,8 @@ pub struct Temporal {
     pub text_logits: Vec<f32>,
     /// `[slots, num_extra_heads, extra_head_size]`, probabilities.
     pub extra: Vec<f32>,
+    /// Whether each slot's text logits are finite.
+    pub finite: Vec<bool>,
 }
 
 /// Sampling settings of all slots.
@@ -413,6 +415,7 @@ impl Model {
         let mut out = Temporal {
             text_logits: vec![0.0; valid.len() * size],
             extra: vec![0.0; valid.len() * extra_size],
+            finite: vec![true; valid.len()],
         };
         let slots: Vec<usize> = (0..valid.len()).filter(|&slot| valid[slot]).collect();
         state.last = None;
@@ -452,13 +455,15 @@ impl Model {
             .collect();
         let x = self.stack.step(x, 0, &mut rings, &places, Some(&rotation))?;
         let hidden = self.out_norm.forward(&x)?;
-        let logits = guided(&host(&self.text_head.forward(&hidden)?)?, &slots, guidance, per_slot);
-        for (slot, logits) in slots.iter().zip(&logits) {
-            out.text_logits[slot * size..(slot + 1) * size].copy_from_slice(logits);
+        let logits = Logits::new(&self.text_head.forward(&hidden)?, guidance, per_slot)?;
+        for (n, &slot) in slots.iter().enumerate() {
+            let own = &mut out.text_logits[slot * size..(slot + 1) * size];
+            logits.copy(n, slot, own);
+            out.finite[slot] = own.iter().all(|x| x.is_finite());
         }
         for (i, head) in self.extra_heads.iter().enumerate() {
             let wide = head.forward(&hidden)?.to_dtype(DType::F32)?;
-            let found = host(&candle_nn::ops::softmax_last_dim(&wide)?)?;
+            let found = candle_nn::ops::softmax_last_dim(&wide)?.to_vec2::<f32>()?;
             for (n, slot) in slots.iter().enumerate() {
                 let start = slot * extra_size + i * self.spec.extra_head_size;
                 let own = &found[n * per_slot];
@@ -504,6 +509,7 @@ impl Model {
             state.depth.iter_mut().take(slots.len() * per_slot).collect();
         let mut previous: Vec<i64> = slots.iter().map(|&slot| text[slot]).collect();
         let mut projected: Option<(usize, Tensor)> = None;
+        let mut logits = vec![0f32; self.spec.cardinality];
         for k in 0..count {
             let set = depth.sets[k];
             let input = if depth.inputs.len() > 1 { set } else { 0 };
@@ -522,9 +528,9 @@ impl Model {
             let place = Place { position: k, capacity: count };
             let places = vec![place; rings.len()];
             let x = depth.stack.step(x, set, &mut rings, &places, None)?;
-            let found = host(&depth.heads[k].forward(&x)?)?;
-            let logits = guided(&found, slots, sampling.guidance, per_slot);
-            for (n, (slot, logits)) in slots.iter().zip(&logits).enumerate() {
+            let found = Logits::new(&depth.heads[k].forward(&x)?, sampling.guidance, per_slot)?;
+            for (n, slot) in slots.iter().enumerate() {
+                found.copy(n, *slot, &mut logits);
                 finite[*slot] &= logits.iter().all(|x| x.is_finite());
                 let noise = sampling.noise.map(|(noise, draws)| {
                     let start = (slot * (1 + count) + 1 + k) * draws;
@@ -535,7 +541,7 @@ impl Model {
                     top_k: sampling.top_k[*slot].max(0) as usize,
                     noise,
                 };
-                previous[n] = sample(logits, &draw) as i64;
+                previous[n] = sample(&logits, &draw) as i64;
                 codes[slot * count + k] = previous[n];
             }
         }
@@ -568,27 +574,32 @@ impl State {
     }
 }
 
-fn host(x: &Tensor) -> Result<Vec<Vec<f32>>> {
-    x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2()
+/// What a head gave, some rows for every slot that was stepped.
+struct Logits<'a> {
+    rows: Vec<f32>,
+    guidance: Option<&'a [f32]>,
+    per_slot: usize,
 }
 
-/// Mixes the wanted and unwanted rows of each slot: `unwanted + (wanted - unwanted) * weight`.
-fn guided(
-    rows: &[Vec<f32>],
-    slots: &[usize],
-    guidance: Option<&[f32]>,
-    per_slot: usize,
-) -> Vec<Vec<f32>> {
-    rows.chunks_exact(per_slot)
-        .zip(slots)
-        .map(|(rows, &slot)| match (guidance, rows) {
-            (Some(guidance), [wanted, unwanted]) if guidance[slot] != 1.0 => {
-                let mix = |(w, u): (&f32, &f32)| u + (w - u) * guidance[slot];
-                wanted.iter().zip(unwanted).map(mix).collect()
+impl<'a> Logits<'a> {
+    fn new(rows: &Tensor, guidance: Option<&'a [f32]>, per_slot: usize) -> Result<Self> {
+        let rows = rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        Ok(Self { rows, guidance, per_slot })
+    }
+
+    /// Writes the logits of the nth slot that was stepped, whose number is `slot`: with guidance,
+    /// `unwanted + (wanted - unwanted) * weight`.
+    fn copy(&self, n: usize, slot: usize, out: &mut [f32]) {
+        let size = out.len();
+        let (wanted, unwanted) = self.rows[n * self.per_slot * size..].split_at(size);
+        out.copy_from_slice(wanted);
+        let weight = self.guidance.map_or(1.0, |guidance| guidance[slot]);
+        if self.per_slot == 2 && weight != 1.0 {
+            for (out, unwanted) in out.iter_mut().zip(unwanted) {
+                *out = unwanted + (*out - unwanted) * weight;
             }
-            _ => rows[0].clone(),
-        })
-        .collect()
+        }
+    }
 }
 
 impl Spec {

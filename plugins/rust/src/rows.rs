@@ -4,12 +4,13 @@ use candle::quantized::{GgmlDType, QTensor};
 use candle::{DType, Result, Tensor};
 use half::{bf16, f16};
 
+use crate::arena::Buffer;
 use crate::blocks::BLOCK;
 
 enum Stored {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    Q8 { quants: Vec<i8>, scales: Vec<f16> },
+    F32(Buffer<f32>),
+    Bf16(Buffer<bf16>),
+    Q8 { quants: Buffer<i8>, scales: Vec<f16> },
 }
 
 /// A table `[rows, cols]`, row by row.
@@ -25,8 +26,8 @@ impl Rows {
         let (rows, cols) = weight.dims2()?;
         let flat = weight.flatten_all()?;
         let stored = match weight.dtype() {
-            DType::BF16 => Stored::Bf16(flat.to_vec1()?),
-            _ => Stored::F32(flat.to_dtype(DType::F32)?.to_vec1()?),
+            DType::BF16 => Stored::Bf16(Buffer::of(&flat.to_vec1()?)?),
+            _ => Stored::F32(Buffer::of(&flat.to_dtype(DType::F32)?.to_vec1()?)?),
         };
         Ok(Self { rows, cols, stored })
     }
@@ -44,7 +45,7 @@ impl Rows {
             scales.push(f16::from_le_bytes([block[0], block[1]]));
             quants.extend(block[2..].iter().map(|&byte| byte as i8));
         }
-        Ok(Self { rows, cols, stored: Stored::Q8 { quants, scales } })
+        Ok(Self { rows, cols, stored: Stored::Q8 { quants: Buffer::of(&quants)?, scales } })
     }
 
     /// One row, as float32.

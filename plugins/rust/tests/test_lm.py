@@ -194,11 +194,14 @@ def test_bfloat16_weights_are_exact_where_the_file_has_them(tmp_path: Path) -> N
     path = write_lm(tmp_path, reference, lambda t: {k: v.bfloat16() for k, v in t.items()})
     model = rust_lm(path, reference.spec, dtype="bfloat16")
     narrow = rust_lm(path, reference.spec, dtype="bfloat16", kv_dtype="bfloat16")
-    theirs, ours, rounded = (Runner(lm, 1) for lm in (reference, model, narrow))
+    wide = rust_lm(path, reference.spec, dtype="float32")
+    theirs, ours, rounded, as_float32 = (Runner(lm, 1) for lm in (reference, model, narrow, wide))
 
     for _ in range(3 * CONTEXT):
         wanted, got = theirs.step(), ours.step()
         assert tokens(got, 0) == tokens(wanted, 0)
+        logits_BV = as_float32.step().extra["text_logits_BV"]
+        assert torch.equal(got.extra["text_logits_BV"], logits_BV)
         torch.testing.assert_close(
             got.extra["text_logits_BV"], wanted.extra["text_logits_BV"], atol=1e-4, rtol=0
         )
@@ -206,7 +209,9 @@ def test_bfloat16_weights_are_exact_where_the_file_has_them(tmp_path: Path) -> N
     first = rounded.step().extra["text_logits_BV"]
     wanted_first = Runner(reference, 1).step().extra["text_logits_BV"]
     torch.testing.assert_close(first, wanted_first, atol=0.02, rtol=0)
-    assert 2 * narrow.num_bytes == rust_lm(path, reference.spec).num_bytes
+    # The same numbers in float32 would take twice the memory and say no more.
+    as_saved = rust_lm(write_lm(tmp_path, reference), reference.spec)
+    assert 2 * narrow.num_bytes == 2 * wide.num_bytes == as_saved.num_bytes
 
 
 def test_non_finite_logits_are_reported_per_slot(tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
-use super::{rounded, AHEAD, BLOCK, BYTES, SCALES, WIDE};
+use super::{Steps, AHEAD, BLOCK, BYTES, SCALES, WIDE};
 
 /// Inputs of a tile.
 pub const TILE: usize = 16;
+/// How far ahead weights are asked into the second cache: the processor does not foresee the loads of
+/// tiles.
+const FAR: usize = 6144;
 /// Bytes of a block of a tile of inputs, high or low.
 const HALF: usize = TILE * BLOCK;
 
@@ -33,8 +36,8 @@ pub fn available() -> bool {
     })
 }
 
-/// Inputs in groups of 16, the last filled up with zeros: `[blocks, high and low, 16, 32]` bytes
-/// and `[blocks, 16]` scales of each.
+/// Inputs in groups of 16, the last filled up with zeros: `[blocks, high and low, 16, 32]` bytes and
+/// 16 scales of each.
 pub struct Tiles {
     count: usize,
     blocks: usize,
@@ -46,14 +49,13 @@ pub struct Tile<'a> {
     pub first: usize,
     pub count: usize,
     bytes: &'a [[u8; 2 * HALF]],
-    scales: &'a [[f32; TILE]],
+    scales: &'a [f32; TILE],
 }
 
 impl Tiles {
     pub fn new(x: &[f32], count: usize) -> Self {
-        let blocks = x.len() / count / BLOCK;
-        let size = count.div_ceil(TILE) * blocks;
-        let (bytes, scales) = (vec![[0; 2 * HALF]; size], vec![[0.0; TILE]; size]);
+        let (blocks, groups) = (x.len() / count / BLOCK, count.div_ceil(TILE));
+        let (bytes, scales) = (vec![[0; 2 * HALF]; groups * blocks], vec![[0.0; TILE]; groups]);
         let mut tiles = Self { count, blocks, bytes, scales };
         // SAFETY: `available` was asked.
         unsafe { tiles.fill(x) };
@@ -63,15 +65,17 @@ impl Tiles {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn fill(&mut self, x: &[f32]) {
         for (i, x) in x.chunks_exact(self.blocks * BLOCK).enumerate() {
-            let (first, lane) = (i / TILE * self.blocks, i % TILE);
-            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
-                let (quants, scale) = rounded(x);
-                self.scales[first + block][lane] = scale;
-                let (high, low) = self.bytes[first + block].split_at_mut(HALF);
-                for (k, quant) in quants.into_iter().enumerate() {
-                    high[lane * BLOCK + k] = (quant >> 8) as u8;
-                    low[lane * BLOCK + k] = quant as u8;
-                }
+            let (group, lane) = (i / TILE, i % TILE);
+            let steps = Steps::new(x);
+            self.scales[group][lane] = steps.scale;
+            let bytes = &mut self.bytes[group * self.blocks..];
+            for (bytes, x) in bytes.iter_mut().zip(x.chunks_exact(BLOCK)) {
+                let quants = steps.round(x);
+                let (high, low) = bytes.split_at_mut(HALF);
+                let high = high[lane * BLOCK..].iter_mut();
+                high.zip(&quants).for_each(|(byte, quant)| *byte = (quant >> 8) as u8);
+                let low = low[lane * BLOCK..].iter_mut();
+                low.zip(&quants).for_each(|(byte, quant)| *byte = *quant as u8);
             }
         }
     }
@@ -80,7 +84,7 @@ impl Tiles {
         (0..self.count).step_by(TILE).map(|first| {
             let span = first / TILE * self.blocks..(first / TILE + 1) * self.blocks;
             let count = TILE.min(self.count - first);
-            Tile { first, count, bytes: &self.bytes[span.clone()], scales: &self.scales[span] }
+            Tile { first, count, bytes: &self.bytes[span], scales: &self.scales[first / TILE] }
         })
     }
 }
@@ -114,48 +118,86 @@ struct Sums([[[i32; WIDE]; TILE]; 2]);
 /// Products of a panel of weights with a tile of inputs.
 pub fn dots(weights: &[i8], tile: &Tile, sums: &mut [[f32; WIDE]; TILE]) {
     assert_eq!(weights.len(), tile.bytes.len() * BYTES);
-    assert_eq!(tile.bytes.len(), tile.scales.len());
     // SAFETY: `available` was asked, and sizes just before.
     unsafe { dots_checked(weights, tile, sums) }
 }
 
 #[target_feature(enable = "avx512f")]
 fn dots_checked(weights: &[i8], tile: &Tile, sums: &mut [[f32; WIDE]; TILE]) {
-    let mut totals = [_mm512_setzero_ps(); TILE];
+    let mut totals = Totals([_mm512_setzero_ps(); TILE]);
     // Two, so that one block is multiplied while the one before it is added.
     let mut scratch = [const { MaybeUninit::<Sums>::uninit() }; 2];
+    let [mut now, mut before] = scratch.each_mut().map(MaybeUninit::as_mut_ptr);
     // SAFETY: the shapes are those that the loop reads and writes.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPES, options(nostack, readonly)) };
-    for i in 0..=tile.bytes.len() {
-        let (now, before) = if i % 2 == 0 { (0, 1) } else { (1, 0) };
-        // SAFETY: as `dots` checked, the blocks are there; what is asked for ahead may be anywhere.
-        unsafe {
-            let at = weights.as_ptr().wrapping_add(i * BYTES);
-            if let Some(bytes) = tile.bytes.get(i) {
-                for line in (0..BYTES).step_by(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line));
-                }
-                multiply(at.add(SCALES), bytes, scratch[now].as_mut_ptr());
-            }
-            if i == 0 {
-                continue;
-            }
-            let (sums, scales) = (scratch[before].assume_init_ref(), &tile.scales[i - 1]);
-            let own = _mm512_cvtph_ps(_mm256_loadu_si256(at.sub(BYTES).cast()));
-            for n in 0..TILE {
-                let high = _mm512_load_si512(sums.0[0][n].as_ptr().cast());
-                let low = _mm512_load_si512(sums.0[1][n].as_ptr().cast());
-                let whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
-                let part = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(scales[n]));
-                totals[n] = _mm512_fmadd_ps(part, own, totals[n]);
-            }
-        }
-    }
-    // SAFETY: no tile is used any more; sums are sixteen numbers each.
+    let mut blocks = weights.chunks_exact(BYTES).map(|block| block.as_ptr()).zip(tile.bytes);
+    let Some((mut at, inputs)) = blocks.next() else { return };
+    // SAFETY: pointers are to whole blocks, and to sums that were written. What is asked for ahead
+    // may be anywhere.
     unsafe {
+        multiply_high(at, inputs);
+        multiply_low(inputs);
+        store_high(now);
+        store_low(now);
+        for (next, inputs) in blocks {
+            (now, before) = (before, now);
+            // Additions stand between the instructions of tiles, to be done beside them.
+            let done = Done::new(at, &*before);
+            multiply_high(next, inputs);
+            totals.add::<0, 5>(&done);
+            multiply_low(inputs);
+            totals.add::<5, 10>(&done);
+            store_high(now);
+            totals.add::<10, TILE>(&done);
+            store_low(now);
+            at = next;
+        }
+        let done = Done::new(at, &*now);
+        // In one loop, the compiler would keep totals in memory.
+        totals.add::<0, 5>(&done);
+        totals.add::<5, 10>(&done);
+        totals.add::<10, TILE>(&done);
         asm!("tilerelease", options(nostack, nomem));
-        for n in 0..TILE {
-            _mm512_storeu_ps(sums[n].as_mut_ptr(), totals[n]);
+    }
+    for (n, sums) in sums.iter_mut().enumerate() {
+        let scaled = _mm512_mul_ps(totals.0[n], _mm512_set1_ps(tile.scales[n]));
+        // SAFETY: sixteen numbers.
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), scaled) };
+    }
+}
+
+/// A block that has been multiplied.
+struct Done<'a> {
+    weights: *const i8,
+    scales: __m512,
+    sums: &'a Sums,
+}
+
+impl<'a> Done<'a> {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn new(weights: *const i8, sums: &'a Sums) -> Self {
+        Self { weights, scales: _mm512_cvtph_ps(_mm256_loadu_si256(weights.cast())), sums }
+    }
+}
+
+struct Totals([__m512; TILE]);
+
+impl Totals {
+    /// Adds some rows, and asks for as large a part of a block further on.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add<const FROM: usize, const TO: usize>(&mut self, done: &Done) {
+        for n in FROM..TO {
+            if n % 2 == 0 || n == TILE - 1 {
+                let line = done.weights.wrapping_add(n.div_ceil(2) * 64);
+                _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(AHEAD));
+                _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(FAR));
+            }
+            let high = _mm512_load_si512(done.sums.0[0][n].as_ptr().cast());
+            let low = _mm512_load_si512(done.sums.0[1][n].as_ptr().cast());
+            let whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
+            self.0[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), done.scales, self.0[n]);
         }
     }
 }
@@ -164,29 +206,63 @@ fn dots_checked(weights: &[i8], tile: &Tile, sums: &mut [[f32; WIDE]; TILE]) {
 ///
 /// Tiles must have their shapes, and a block of weights must follow.
 #[inline(always)]
-unsafe fn multiply(weights: *const i8, inputs: &[u8; 2 * HALF], sums: *mut Sums) {
+unsafe fn multiply_high(weights: *const i8, inputs: &[u8; 2 * HALF]) {
     asm!(
         "tilezero tmm0",
         "tilezero tmm1",
         "tileloadd tmm4, [{weights} + {wide}]",
         "tileloadd tmm2, [{high} + {block}]",
-        "tileloadd tmm3, [{low} + {block}]",
         "tdpbssd tmm0, tmm2, tmm4",
-        "tdpbusd tmm1, tmm3, tmm4",
-        "tilestored [{first} + {wide}], tmm0",
-        "tilestored [{second} + {wide}], tmm1",
-        weights = in(reg) weights,
+        weights = in(reg) weights.add(SCALES),
         high = in(reg) inputs.as_ptr(),
-        low = in(reg) inputs.as_ptr().add(HALF),
-        first = in(reg) sums,
-        second = in(reg) sums.cast::<[[i32; WIDE]; TILE]>().add(1),
         wide = in(reg) 4 * WIDE,
         block = in(reg) BLOCK,
         out("tmm0") _,
         out("tmm1") _,
         out("tmm2") _,
-        out("tmm3") _,
         out("tmm4") _,
+        options(nostack, readonly),
+    );
+}
+
+/// # Safety
+///
+/// After `multiply_high` of the same block.
+#[inline(always)]
+unsafe fn multiply_low(inputs: &[u8; 2 * HALF]) {
+    asm!(
+        "tileloadd tmm3, [{low} + {block}]",
+        "tdpbusd tmm1, tmm3, tmm4",
+        low = in(reg) inputs.as_ptr().add(HALF),
+        block = in(reg) BLOCK,
+        out("tmm1") _,
+        out("tmm3") _,
+        options(nostack, readonly),
+    );
+}
+
+/// # Safety
+///
+/// After `multiply_high`.
+#[inline(always)]
+unsafe fn store_high(sums: *mut Sums) {
+    asm!(
+        "tilestored [{sums} + {wide}], tmm0",
+        sums = in(reg) sums,
+        wide = in(reg) 4 * WIDE,
+        options(nostack),
+    );
+}
+
+/// # Safety
+///
+/// After `multiply_low`.
+#[inline(always)]
+unsafe fn store_low(sums: *mut Sums) {
+    asm!(
+        "tilestored [{sums} + {wide}], tmm1",
+        sums = in(reg) sums.cast::<[[i32; WIDE]; TILE]>().add(1),
+        wide = in(reg) 4 * WIDE,
         options(nostack),
     );
 }

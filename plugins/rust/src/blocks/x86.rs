@@ -24,11 +24,10 @@ pub fn dots_vnni<const N: usize, const CHAINS: usize>(
     sums: &mut [[f32; WIDE]; GROUP],
 ) {
     let blocks = weights.len() / BYTES;
-    assert!(group.pairs.len() >= blocks * PAIRS * N && group.scales.len() >= blocks * N);
+    assert!(group.pairs.len() >= blocks * PAIRS * N && group.scales.len() == N);
     let mut totals = [_mm512_setzero_ps(); N];
     let mut at = weights.as_ptr();
     let mut x = group.pairs.as_ptr().cast::<i32>();
-    let mut scales = group.scales.as_ptr();
     for _ in 0..blocks {
         // SAFETY: a block is `BYTES` long; inputs have been counted above. What is asked for
         // ahead may be anywhere.
@@ -56,18 +55,16 @@ pub fn dots_vnni<const N: usize, const CHAINS: usize>(
                 for chain in 1..CHAINS {
                     sum = _mm512_add_epi32(sum, whole[n][chain]);
                 }
-                let part = _mm512_cvtepi32_ps(sum);
-                let part = _mm512_mul_ps(part, _mm512_set1_ps(scales.add(n).read()));
-                totals[n] = _mm512_fmadd_ps(part, own, totals[n]);
+                totals[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), own, totals[n]);
             }
             at = at.add(BYTES);
             x = x.add(PAIRS * N);
-            scales = scales.add(N);
         }
     }
     for n in 0..N {
+        let scaled = _mm512_mul_ps(totals[n], _mm512_set1_ps(group.scales[n]));
         // SAFETY: sixteen numbers.
-        unsafe { _mm512_storeu_ps(sums[n].as_mut_ptr(), totals[n]) };
+        unsafe { _mm512_storeu_ps(sums[n].as_mut_ptr(), scaled) };
     }
 }
 
@@ -96,11 +93,10 @@ pub fn dots_avx2<const N: usize, const CHAINS: usize>(
     sums: &mut [[f32; WIDE]; GROUP],
 ) {
     let blocks = weights.len() / BYTES;
-    assert!(group.pairs.len() >= blocks * PAIRS * N && group.scales.len() >= blocks * N);
+    assert!(group.pairs.len() >= blocks * PAIRS * N && group.scales.len() == N);
     let mut totals = [[_mm256_setzero_ps(); 2]; N];
     let mut at = weights.as_ptr();
     let mut x = group.pairs.as_ptr().cast::<i32>();
-    let mut scales = group.scales.as_ptr();
     for _ in 0..blocks {
         // SAFETY: as above.
         unsafe {
@@ -125,19 +121,18 @@ pub fn dots_avx2<const N: usize, const CHAINS: usize>(
                 let own = _mm256_cvtph_ps(_mm_loadu_si128(at.add(WIDE * half).cast()));
                 for n in 0..N {
                     let part = _mm256_cvtepi32_ps(whole[n][half]);
-                    let part = _mm256_mul_ps(part, _mm256_set1_ps(scales.add(n).read()));
                     totals[n][half] = _mm256_fmadd_ps(part, own, totals[n][half]);
                 }
             }
             at = at.add(BYTES);
             x = x.add(PAIRS * N);
-            scales = scales.add(N);
         }
     }
     for n in 0..N {
         for half in 0..2 {
+            let scaled = _mm256_mul_ps(totals[n][half], _mm256_set1_ps(group.scales[n]));
             // SAFETY: eight numbers.
-            unsafe { _mm256_storeu_ps(sums[n].as_mut_ptr().add(8 * half), totals[n][half]) };
+            unsafe { _mm256_storeu_ps(sums[n].as_mut_ptr().add(8 * half), scaled) };
         }
     }
 }

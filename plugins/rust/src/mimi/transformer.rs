@@ -4,12 +4,12 @@
 //! softmax makes of them with values.
 
 use candle::Result;
-use rayon::prelude::*;
 
 use super::read;
 use crate::arena::{Arena, Buffer};
 use crate::gemm::{multiply, Input, Output, Panels, View, WIDTH};
 use crate::math::{exponentials, gelu, layer_norm};
+use crate::team;
 use crate::weights::Weights;
 
 /// Numbers in rings that are worth a second thread.
@@ -168,7 +168,7 @@ impl Transformer {
         }
         let size = self.sizes.work();
         let work = &mut work[..slots.len() * heads * size];
-        let one = |(i, work): (usize, &mut [f32])| {
+        let one = |i: usize, work: &mut [f32]| {
             let (slot, head) = (slots[i / heads], i % heads);
             let size = ring / heads;
             let ring = &rings[slot * ring + head * size..slot * ring + (head + 1) * size];
@@ -177,10 +177,10 @@ impl Transformer {
         };
         let held = |slot: &usize| positions[*slot].min(self.sizes.context);
         let numbers = slots.iter().map(held).sum::<usize>() * 2 * width;
-        if numbers >= WORTH_SHARING && rayon::current_num_threads() > 1 {
-            work.par_chunks_mut(size).enumerate().for_each(one);
+        if numbers >= WORTH_SHARING {
+            team::shared().chunks(work, size, one);
         } else {
-            work.chunks_mut(size).enumerate().for_each(one);
+            work.chunks_mut(size).enumerate().for_each(|(i, work)| one(i, work));
         }
         self.collect(work, normal);
         let output = Output { add: true, ..Output::dense(x, width) };
