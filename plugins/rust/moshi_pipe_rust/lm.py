@@ -1,7 +1,7 @@
 """Moshi on candle, behind the language model protocol.
 
-The text token is sampled here, with the functions of the PyTorch backend; the codes, each of which
-the next depends on, are sampled inside the extension by the same rule and noise.
+Tokens are sampled inside the extension, by the rule of the PyTorch backend from the same noise:
+torch wakes its threads for every function of some ten thousand logits.
 
 Shape letters: B slot, S stream, K generated codebook, R noise draw, V vocabulary, D model width,
 W remembered text token.
@@ -20,7 +20,7 @@ from moshi_pipe.errors import ConfigError
 from moshi_pipe.models.protocols import Capabilities, Controls, Step
 from moshi_pipe.models.spec import UNGENERATED, LMSpec, TransformerSpec, gated_hidden
 from moshi_pipe.nn.embedding import Conditions
-from moshi_pipe.nn.sampling import penalize_recent, sample
+from moshi_pipe.nn.sampling import penalize_recent
 from moshi_pipe_rust.given import GivenTensors
 from moshi_pipe_rust.native import failing_as
 
@@ -240,12 +240,14 @@ class RustLM:
         if penalty_B is not None:
             logits_BV = penalize_recent(logits_BV, recent_BW, penalty_B[:batch])
         noise_BKR = controls.noise_BKR
-        text_B = sample(
-            logits_BV,
-            controls.text_temperature_B[:batch],
-            controls.text_top_k_B[:batch],
-            None if noise_BKR is None else noise_BKR[:batch, 0],
-        )
+        with failing_as("backend rust could not sample a text token"):
+            tokens = self._handle.sample(
+                logits_BV.numpy(),
+                controls.text_temperature_B[:batch].tolist(),
+                controls.text_top_k_B[:batch].tolist(),
+                None if noise_BKR is None else noise_BKR[:batch, 0].contiguous().numpy(),
+            )
+        text_B = torch.tensor(tokens)
         if controls.forced_text_B is not None:
             forced_B = controls.forced_text_B[:batch]
             text_B = torch.where(forced_B == UNGENERATED, text_B, forced_B)

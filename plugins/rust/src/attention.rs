@@ -118,25 +118,24 @@ impl Rotation {
 
 /// Writes each row's new key and value into its ring, then attends over what the ring holds.
 ///
-/// `projected` is `[n, (queries + 2 keys) * width]`; `rings[i]` belongs to row i. Gives
-/// `[n, queries * width]`.
+/// `projected` is `[n, (queries + 2 keys) * width]` and is changed; `rings[i]` belongs to row i.
+/// `out` becomes `[n, queries * width]`.
 pub fn attend(
-    projected: &Tensor,
+    projected: &mut [f32],
     heads: Heads,
     rings: &mut [&mut Ring],
     places: &[Place],
     rotation: Option<&Rotation>,
-) -> Result<Tensor> {
-    if matches!(rings.first(), Some(Ring::Plain(..))) {
-        return attend_plain(projected, heads, rings, places, rotation);
+    out: &mut Vec<f32>,
+) -> Result<()> {
+    if rings.iter().any(|ring| matches!(ring, Ring::Plain(..))) {
+        candle::bail!("rings of another device were given to our own kernels")
     }
     let count = places.len();
-    let mut values = projected.flatten_all()?.to_vec1::<f32>()?;
-    let stride = values.len() / count;
-    let mut out = vec![0f32; count * heads.queries * heads.width];
-    let values = values.chunks_exact_mut(stride);
+    out.resize(count * heads.queries * heads.width, 0.0);
+    let stride = projected.len() / count;
+    let values = projected.chunks_exact_mut(stride);
     let outs = out.chunks_exact_mut(heads.queries * heads.width);
-    let rings = rings.iter_mut().map(|ring| &mut **ring);
     let mut rows: Vec<Row> = values
         .zip(outs)
         .zip(rings)
@@ -151,8 +150,7 @@ pub fn attend(
     } else {
         rows.iter_mut().enumerate().for_each(|(n, row)| row.attend(n, heads, rotation));
     }
-    drop(rows);
-    Tensor::from_vec(out, (count, heads.queries * heads.width), &Device::Cpu)
+    Ok(())
 }
 
 /// What one position is projected to, what it attends to, and where its result goes.
@@ -183,7 +181,7 @@ impl Row<'_> {
                 write(held, v, place, bf16::from_f32);
                 over_heads(q, keys, held, heads, place, out);
             }
-            Ring::Plain(..) => unreachable!("rings of a model are of one kind"),
+            Ring::Plain(..) => unreachable!("`attend` refused them"),
         }
     }
 }
@@ -324,7 +322,7 @@ fn dot<T: Number>(q: &[f32], key: &[T]) -> f32 {
 }
 
 /// The same by candle's operations, for other devices.
-fn attend_plain(
+pub fn attend_plain(
     projected: &Tensor,
     heads: Heads,
     rings: &mut [&mut Ring],

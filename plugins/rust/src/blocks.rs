@@ -12,6 +12,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 
 use candle::quantized::{GgmlDType, QTensor};
 use candle::Result;
@@ -68,6 +69,12 @@ enum Level {
 }
 
 impl Level {
+    /// The fastest that this machine has.
+    fn best() -> Self {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(|| Level::available()[0])
+    }
+
     /// What this machine has, the fastest first.
     fn available() -> Vec<Self> {
         let mut levels = vec![];
@@ -199,6 +206,7 @@ struct Columns<'a> {
     start: *mut f32,
     len: usize,
     rows: usize,
+    add: bool,
     _borrowed: PhantomData<&'a mut [f32]>,
 }
 
@@ -206,11 +214,11 @@ struct Columns<'a> {
 unsafe impl Sync for Columns<'_> {}
 
 impl<'a> Columns<'a> {
-    fn new(y: &'a mut [f32], rows: usize) -> Self {
-        Self { start: y.as_mut_ptr(), len: y.len(), rows, _borrowed: PhantomData }
+    fn new(y: &'a mut [f32], rows: usize, add: bool) -> Self {
+        Self { start: y.as_mut_ptr(), len: y.len(), rows, add, _borrowed: PhantomData }
     }
 
-    /// Writes one input's results from column `first` on; those beyond the last are left out.
+    /// Writes or adds one input's results from column `first` on; those beyond the last are left out.
     ///
     /// # Safety
     ///
@@ -219,7 +227,12 @@ impl<'a> Columns<'a> {
         let count = values.len().min(self.rows - first);
         let at = input * self.rows + first;
         assert!(at + count <= self.len);
-        self.start.add(at).copy_from_nonoverlapping(values.as_ptr(), count)
+        let y = std::slice::from_raw_parts_mut(self.start.add(at), count);
+        if self.add {
+            y.iter_mut().zip(values).for_each(|(y, value)| *y += value);
+        } else {
+            y.copy_from_slice(&values[..count]);
+        }
     }
 }
 
@@ -251,17 +264,18 @@ impl Blocks {
         self.rows * self.cols / BLOCK * (2 + BLOCK)
     }
 
-    /// `x @ self.T` for `count` inputs; `y` is `[count, rows]`.
-    pub fn multiply(&self, x: &[f32], count: usize, y: &mut [f32]) {
-        self.multiply_by(Level::available()[0], x, count, y)
+    /// `y = x @ self.T`, of as many rows as `x` has, or that added to `y`.
+    pub fn multiply(&self, x: &[f32], y: &mut [f32], add: bool) {
+        self.multiply_by(Level::best(), x, y, add)
     }
 
-    fn multiply_by(&self, level: Level, x: &[f32], count: usize, y: &mut [f32]) {
+    fn multiply_by(&self, level: Level, x: &[f32], y: &mut [f32], add: bool) {
+        let count = x.len() / self.cols;
         assert!(x.len() == count * self.cols && y.len() == count * self.rows);
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if level == Level::Amx && count >= WORTH_TILES {
             let tiles = amx::Tiles::new(x, count);
-            return self.by_panels(y, |weights, write| {
+            return self.by_panels(y, add, |weights, write| {
                 for tile in tiles.groups() {
                     let mut sums = [[0f32; WIDE]; amx::TILE];
                     amx::dots(weights, &tile, &mut sums);
@@ -270,7 +284,7 @@ impl Blocks {
             });
         }
         let inputs = Inputs::new(level, x, count);
-        self.by_panels(y, |weights, write| {
+        self.by_panels(y, add, |weights, write| {
             for group in inputs.groups() {
                 let mut sums = [[0f32; WIDE]; GROUP];
                 dots(level, weights, &group, &mut sums);
@@ -284,10 +298,11 @@ impl Blocks {
     fn by_panels(
         &self,
         y: &mut [f32],
+        add: bool,
         work: impl Fn(&[i8], &dyn Fn(usize, &[[f32; WIDE]])) + Sync,
     ) {
         let size = self.cols / BLOCK * BYTES;
-        let y = Columns::new(y, self.rows);
+        let y = Columns::new(y, self.rows, add);
         let one = |panel: usize| {
             let write = |first: usize, sums: &[[f32; WIDE]]| {
                 for (i, sums) in sums.iter().enumerate() {
@@ -382,7 +397,7 @@ mod tests {
                 let wanted = exact(&values, cols, &x);
                 for level in Level::available() {
                     let mut y = vec![0f32; count * rows];
-                    packed.multiply_by(level, &x, count, &mut y);
+                    packed.multiply_by(level, &x, &mut y, false);
                     for (i, (y, wanted)) in y.iter().zip(&wanted).enumerate() {
                         // An input is off by half of 1 / 32767 of the largest at most.
                         let row = &values[i % rows * cols..][..cols];
@@ -392,8 +407,11 @@ mod tests {
                     }
                     for (i, x) in x.chunks_exact(cols).enumerate() {
                         let mut alone = vec![0f32; rows];
-                        packed.multiply_by(level, x, 1, &mut alone);
+                        packed.multiply_by(level, x, &mut alone, false);
                         assert_eq!(alone, y[i * rows..(i + 1) * rows], "{level:?}");
+                        let mut added = vec![0.5f32; rows];
+                        packed.multiply_by(level, x, &mut added, true);
+                        assert!(added.iter().zip(alone).all(|(sum, y)| *sum == 0.5 + y));
                     }
                 }
             }
@@ -409,7 +427,7 @@ mod tests {
         for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             let (mut x, mut y) = (vec![1f32; 2 * 64], vec![0f32; 2 * 3]);
             x[64 + 40] = bad;
-            packed.multiply(&x, 2, &mut y);
+            packed.multiply(&x, &mut y, false);
             assert!(y[..3].iter().all(|y| (y - 64.0).abs() < 0.01), "{y:?}");
             assert!(y[3..].iter().all(|y| !y.is_finite()), "{y:?}");
         }

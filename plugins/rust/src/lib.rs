@@ -241,6 +241,38 @@ impl Lm {
         ))
     }
 
+    /// Draws a token from each row of logits `[B, V]` as `depth` draws codes; noise is `[B, draws]`.
+    #[staticmethod]
+    fn sample(
+        py: Python<'_>,
+        logits: PyReadonlyArrayDyn<'_, f32>,
+        temperature: Vec<f32>,
+        top_k: Vec<i64>,
+        noise: Option<PyReadonlyArrayDyn<'_, f32>>,
+    ) -> PyResult<Vec<i64>> {
+        let draws = noise.as_ref().and_then(|noise| noise.shape().last().copied()).unwrap_or(0);
+        let noise = noise.as_ref().map(|noise| noise.as_slice().map_err(refuse)).transpose()?;
+        let count = temperature.len();
+        if top_k.len() != count || noise.is_some_and(|noise| noise.len() != count * draws) {
+            return Err(refuse("sampling settings or noise have other slots than logits"));
+        }
+        let logits = logits.as_slice().map_err(refuse)?;
+        let mut tokens = vec![0; count];
+        detached(py, || {
+            let size = logits.len() / count.max(1);
+            team::shared().chunks(&mut tokens, 1, |slot, token| {
+                let draw = sampling::Draw {
+                    temperature: temperature[slot],
+                    top_k: top_k[slot].max(0) as usize,
+                    noise: noise.map(|noise| &noise[slot * draws..(slot + 1) * draws]),
+                };
+                token[0] = sampling::sample(&logits[slot * size..(slot + 1) * size], &draw) as i64;
+            });
+            Ok(())
+        })?;
+        Ok(tokens)
+    }
+
     /// Samples the codes that follow the last temporal step; returns codes `[B, K]` and whether
     /// logits were finite `[B]`.
     #[allow(clippy::too_many_arguments)]

@@ -150,13 +150,51 @@ impl Linear {
     /// `[n, in]` to `[n, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Blocks(weight) => {
-                on_slices(x, weight.cols, weight.rows, |x, count, y| weight.multiply(x, count, y))
-            }
-            Self::F32(weight) => by_panels(x, weight),
-            Self::Bf16(weight) => by_panels(x, weight),
             Self::Plain(weight) => x.matmul(&weight.t()?),
             Self::Quantized(weight) => weight.forward(x),
+            _ => on_slices(x, |x, y| self.multiply(x, y)),
+        }
+    }
+
+    /// The same of numbers on the CPU; `y` becomes as long as the result.
+    pub fn multiply(&self, x: &[f32], y: &mut Vec<f32>) -> Result<()> {
+        let (outputs, inputs) = self.shape()?;
+        y.resize(x.len() / inputs * outputs, 0.0);
+        self.multiply_to(x, y, false)
+    }
+
+    /// Adds the result to what `y` is.
+    pub fn multiply_add(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+        self.multiply_to(x, y, true)
+    }
+
+    fn multiply_to(&self, x: &[f32], y: &mut [f32], add: bool) -> Result<()> {
+        match self {
+            Self::Blocks(weight) => weight.multiply(x, y, add),
+            Self::F32(weight) => by_panels(x, weight, y, add),
+            Self::Bf16(weight) => by_panels(x, weight, y, add),
+            Self::Plain(_) | Self::Quantized(_) => {
+                let (_, inputs) = self.shape()?;
+                let x = Tensor::from_slice(x, (x.len() / inputs, inputs), &Device::Cpu)?;
+                with_numbers(&self.forward(&x)?, |found| {
+                    for (y, found) in y.iter_mut().zip(found) {
+                        *y = if add { *y + found } else { *found };
+                    }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Outputs and inputs.
+    fn shape(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Blocks(weight) => Ok((weight.rows, weight.cols)),
+            Self::F32(weight) => Ok((weight.outputs, weight.inputs)),
+            Self::Bf16(weight) => Ok((weight.outputs, weight.inputs)),
+            Self::Plain(weight) => weight.dims2(),
+            Self::Quantized(QMatMul::QTensor(weight)) => weight.shape().dims2(),
+            Self::Quantized(QMatMul::Tensor(weight) | QMatMul::TensorF16(weight)) => weight.dims2(),
         }
     }
 
@@ -258,43 +296,31 @@ impl Table {
     }
 }
 
-fn by_panels<W: Weight>(x: &Tensor, weight: &Panels<W>) -> Result<Tensor> {
-    on_slices(x, weight.inputs, weight.outputs, |x, count, y| {
-        let x = Input::dense(x, count, weight.inputs);
-        multiply(x, weight.view(), Output::dense(y, weight.outputs))
-    })
+fn by_panels<W: Weight>(x: &[f32], weight: &Panels<W>, y: &mut [f32], add: bool) {
+    let count = x.len() / weight.inputs;
+    let output = Output { add, ..Output::dense(y, weight.outputs) };
+    multiply(Input::dense(x, count, weight.inputs), weight.view(), output)
 }
 
-/// `[n, inputs]` to `[n, outputs]` by slices of float32, on the CPU.
+/// `[n, inputs]` to `[n, outputs]` by numbers of float32 on the CPU, which `work` appends.
 pub fn on_slices(
     x: &Tensor,
-    inputs: usize,
-    outputs: usize,
-    work: impl FnOnce(&[f32], usize, &mut [f32]),
+    work: impl FnOnce(&[f32], &mut Vec<f32>) -> Result<()>,
 ) -> Result<Tensor> {
-    let (count, width) = x.dims2()?;
-    if width != inputs {
-        candle::bail!("{width} numbers were given to what takes {inputs}")
-    }
-    let mut y = vec![0f32; count * outputs];
-    with_numbers(x, |x| work(x, count, &mut y))?;
+    let (count, mut y) = (x.dim(0)?, vec![]);
+    with_numbers(x, |x| work(x, &mut y))??;
+    let outputs = y.len() / count;
     Tensor::from_vec(y, (count, outputs), &Device::Cpu)
 }
 
-/// As [`on_slices`], row by row, by all threads where that is worth it.
-pub fn on_rows(
-    x: &Tensor,
-    inputs: usize,
-    outputs: usize,
-    work: impl Fn(&[f32], &mut [f32]) + Sync,
-) -> Result<Tensor> {
-    on_slices(x, inputs, outputs, |x, _, y| {
-        let rows = WORTH_SHARING.div_ceil(inputs);
-        team::shared().chunks(y, rows * outputs, |i, y| {
-            let x = x[i * rows * inputs..].chunks_exact(inputs);
-            x.zip(y.chunks_exact_mut(outputs)).for_each(|(x, y)| work(x, y));
-        });
-    })
+/// Calls `work` with every row of `x` and of `y`, on all threads where that is worth it.
+pub fn by_rows(x: &[f32], y: &mut [f32], count: usize, work: impl Fn(&[f32], &mut [f32]) + Sync) {
+    let (inputs, outputs) = (x.len() / count, y.len() / count);
+    let rows = WORTH_SHARING.div_ceil(inputs);
+    team::shared().chunks(y, rows * outputs, |i, y| {
+        let x = x[i * rows * inputs..].chunks_exact(inputs);
+        x.zip(y.chunks_exact_mut(outputs)).for_each(|(x, y)| work(x, y));
+    });
 }
 
 /// Calls `work` with the numbers of a float32 tensor on the CPU.

@@ -10,8 +10,8 @@
 use candle::{DType, Device, Result, Tensor, D};
 use serde::Deserialize;
 
-use crate::attention::{attend, Heads, Place, Ring, Rotation};
-use crate::linear::{on_rows, on_slices, Linear, Placement, Table};
+use crate::attention::{attend, attend_plain, Heads, Place, Ring, Rotation};
+use crate::linear::{by_rows, on_slices, Linear, Placement, Table};
 use crate::math::{gated, rms_norm};
 use crate::sampling::{sample, Draw};
 use crate::weights::{Piece, Weights};
@@ -91,11 +91,19 @@ impl Norm {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.alpha {
-            Alpha::Own(alpha) => {
-                on_slices(x, alpha.len(), alpha.len(), |x, _, y| rms_norm(x, alpha, self.eps, y))
-            }
+            Alpha::Own(_) => on_slices(x, |x, y| self.apply(x, y)),
             Alpha::Plain(alpha) => candle_nn::ops::rms_norm(x, alpha, self.eps),
         }
+    }
+
+    /// By our own kernels; `y` becomes as long as `x`.
+    fn apply(&self, x: &[f32], y: &mut Vec<f32>) -> Result<()> {
+        let Alpha::Own(alpha) = &self.alpha else {
+            candle::bail!("a norm on another device was given numbers on the CPU")
+        };
+        y.resize(x.len(), 0.0);
+        rms_norm(x, alpha, self.eps, y);
+        Ok(())
     }
 }
 
@@ -116,8 +124,18 @@ struct Block {
 struct Stack {
     heads: Heads,
     blocks: Vec<Block>,
-    /// Whether gates are by our own kernels.
+    /// Whether steps are by our own kernels.
     own: bool,
+}
+
+/// What a step of our own kernels works in.
+#[derive(Default)]
+struct Scratch {
+    normal: Vec<f32>,
+    projected: Vec<f32>,
+    seen: Vec<f32>,
+    gates: Vec<f32>,
+    hidden: Vec<f32>,
 }
 
 impl Stack {
@@ -183,26 +201,52 @@ impl Stack {
         rings: &mut [&mut Vec<Ring>],
         places: &[Place],
         rotation: Option<&Rotation>,
+        scratch: &mut Scratch,
     ) -> Result<Tensor> {
+        if self.own {
+            return on_slices(&x, |x, y| {
+                y.extend(x);
+                self.step_numbers(y, set, rings, places, rotation, scratch)
+            });
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             let weights = &block.sets[set];
             let projected = weights.in_proj.forward(&block.norm1.forward(&x)?)?;
             let mut own: Vec<&mut Ring> = rings.iter_mut().map(|rings| &mut rings[layer]).collect();
-            let seen = attend(&projected, self.heads, &mut own, places, rotation)?;
+            let seen = attend_plain(&projected, self.heads, &mut own, places, rotation)?;
             x = (x + weights.out_proj.forward(&seen)?)?;
-            let gates = weights.gate_in.forward(&block.norm2.forward(&x)?)?;
-            x = (x + weights.gate_out.forward(&self.hidden(&gates)?)?)?;
+            let gates = weights.gate_in.forward(&block.norm2.forward(&x)?)?.chunk(2, D::Minus1)?;
+            let hidden = (gates[0].contiguous()?.silu()? * &gates[1])?;
+            x = (x + weights.gate_out.forward(&hidden)?)?;
         }
         Ok(x)
     }
 
-    fn hidden(&self, gates: &Tensor) -> Result<Tensor> {
-        let width = gates.dim(D::Minus1)?;
-        if self.own {
-            return on_rows(gates, width, width / 2, |gates, hidden| gated(gates, 1, hidden));
+    /// The same by our own kernels, `x` in place.
+    fn step_numbers(
+        &self,
+        x: &mut Vec<f32>,
+        set: usize,
+        rings: &mut [&mut Vec<Ring>],
+        places: &[Place],
+        rotation: Option<&Rotation>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Scratch { normal, projected, seen, gates, hidden } = scratch;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let weights = &block.sets[set];
+            block.norm1.apply(x, normal)?;
+            weights.in_proj.multiply(normal, projected)?;
+            let mut own: Vec<&mut Ring> = rings.iter_mut().map(|rings| &mut rings[layer]).collect();
+            attend(projected, self.heads, &mut own, places, rotation, seen)?;
+            weights.out_proj.multiply_add(seen, x)?;
+            block.norm2.apply(x, normal)?;
+            weights.gate_in.multiply(normal, gates)?;
+            hidden.resize(gates.len() / 2, 0.0);
+            by_rows(gates, hidden, places.len(), |gates, hidden| gated(gates, 1, hidden));
+            weights.gate_out.multiply_add(hidden, x)?;
         }
-        let gates = gates.chunk(2, D::Minus1)?;
-        gates[0].contiguous()?.silu()? * &gates[1]
+        Ok(())
     }
 
     fn rings(&self, capacity: usize, dtype: DType, place: &Placement) -> Result<Vec<Ring>> {
@@ -303,6 +347,7 @@ pub struct State {
     rows: Vec<Row>,
     per_slot: usize,
     depth: Vec<Vec<Ring>>,
+    scratch: Scratch,
     /// Slots of the last temporal step, and its outputs `[rows, dim]`.
     last: Option<(Vec<usize>, Tensor)>,
 }
@@ -393,7 +438,7 @@ impl Model {
                 .map(|_| depth.stack.rings(depth.sets.len(), DType::F32, &self.place))
                 .collect::<Result<Vec<_>>>()?,
         };
-        Ok(State { rows, per_slot, depth, last: None })
+        Ok(State { rows, per_slot, depth, scratch: Scratch::default(), last: None })
     }
 
     /// Advances the valid slots. `column` is `[slots, 1 + num_codebooks]`.
@@ -453,7 +498,8 @@ impl Model {
             .filter(|(row, _)| running.binary_search(row).is_ok())
             .map(|(_, row)| &mut row.rings)
             .collect();
-        let x = self.stack.step(x, 0, &mut rings, &places, Some(&rotation))?;
+        let scratch = &mut state.scratch;
+        let x = self.stack.step(x, 0, &mut rings, &places, Some(&rotation), scratch)?;
         let hidden = self.out_norm.forward(&x)?;
         let logits = Logits::new(&self.text_head.forward(&hidden)?, guidance, per_slot)?;
         for (n, &slot) in slots.iter().enumerate() {
@@ -527,7 +573,7 @@ impl Model {
             projected = Some((input, base));
             let place = Place { position: k, capacity: count };
             let places = vec![place; rings.len()];
-            let x = depth.stack.step(x, set, &mut rings, &places, None)?;
+            let x = depth.stack.step(x, set, &mut rings, &places, None, &mut state.scratch)?;
             let found = Logits::new(&depth.heads[k].forward(&x)?, sampling.guidance, per_slot)?;
             for (n, slot) in slots.iter().enumerate() {
                 found.copy(n, *slot, &mut logits);
