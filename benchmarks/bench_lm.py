@@ -3,6 +3,7 @@
     python benchmarks/bench_lm.py --preset medium --dtype float32 bfloat16 --threads 1 2
     python benchmarks/bench_lm.py --preset 943m --quant int8 int4 --slots 16
     python benchmarks/bench_lm.py --preset 943m --rust --slots 16
+    python benchmarks/bench_lm.py --preset 943m --rust --stored bfloat16   # as released weights are
 
 Random weights, the same file for both; greedy, one session, steps done in turn, tokens compared
 while timing. The floor is the bytes that a step reads over the bandwidth at which this machine
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
+    parser.add_argument("--stored", help="type of the file's weights, where not as --dtype")
     parser.add_argument("--preset", default="medium", help="of make-checkpoint, or 943m")
     parser.add_argument(
         "--slots",
@@ -64,13 +66,13 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in args.dtype:
-            make_checkpoint(folder, preset=preset, seed=0, dtype=dtype)
+            make_checkpoint(folder, preset=preset, seed=0, dtype=args.stored or dtype)
             for num_threads in args.threads:
                 key = f"{dtype}, {num_threads} threads"
                 one = Path(folder), args, dtype, num_threads
                 results[key] = alone(run, *one, threads=num_threads)
     size = {"parameters": num_parameters(preset), "multiplied": num_multiplied(preset)}
-    emit("lm", {"preset": args.preset, **size, "results": results})
+    emit("lm", {"preset": args.preset, "stored": args.stored, **size, "results": results})
 
 
 def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) -> dict[str, Any]:
@@ -113,7 +115,8 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
             report["rust_ratio_to_moshi"] = round(ratio, 3)
     speed = bandwidth(threads=num_threads)
     read = num_multiplied(shape(args.preset))
-    forms = dict.fromkeys((dtype, *args.quant, *(["int8"] if args.rust else [])))
+    stored = args.stored or dtype
+    forms = dict.fromkeys((dtype, stored, *args.quant, *(["int8"] if args.rust else [])))
     floors = {form: read * BYTES[form] / speed * 1e3 for form in forms}
     report["floor_ms"] = {form: round(floor, 1) for form, floor in floors.items()}
     return report

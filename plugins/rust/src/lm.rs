@@ -225,7 +225,7 @@ impl Stack {
     /// The same by our own kernels, `x` in place.
     fn step_numbers(
         &self,
-        x: &mut Vec<f32>,
+        x: &mut [f32],
         set: usize,
         rings: &mut [&mut Vec<Ring>],
         places: &[Place],
