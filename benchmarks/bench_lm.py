@@ -50,7 +50,11 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
-    parser.add_argument("--stored", help="type of the file's weights, where not as --dtype")
+    parser.add_argument(
+        "--stored",
+        choices=("float32", "bfloat16"),
+        help="type of the file's weights, where not as --dtype",
+    )
     parser.add_argument("--preset", default="medium", help="of make-checkpoint, or 943m")
     parser.add_argument(
         "--slots",

@@ -538,7 +538,7 @@ def _faster(caps: Capabilities, config: RunConfig) -> list[str]:
         ways.append(f"engine.threads={cores}")
     if on_cpu and caps.quant is None and caps.backend == "torch":
         ways.append("quant=int8")
-    if caps.dtype == "float32":
+    if caps.dtype == "float32" and caps.quant is None:
         ways.append("dtype=bfloat16")
     if config.engine.slots > 1:
         ways.append("fewer engine.slots")

@@ -1,7 +1,7 @@
 """Moshi on candle, behind the language model protocol.
 
-Tokens are sampled inside the extension, by the rule of the PyTorch backend from the same noise:
-torch wakes its threads for every function of some ten thousand logits.
+Tokens are sampled inside the extension, by the rule of the PyTorch backend from the same noise (equal
+probabilities in order of their tokens): torch wakes its threads for each function of so many logits.
 
 Shape letters: B slot, S stream, K generated codebook, R noise draw, V vocabulary, D model width,
 W remembered text token.
@@ -61,7 +61,7 @@ class RustLM:
         dtype: Type of the weights that are not quantized.
         kv_dtype: Type of stored keys and values.
         quantized: Whether linear weights are 8-bit blocks.
-        origin: What became of the file's numbers, where they are not kept as they were.
+        origin: How weights are held, where ``dtype`` does not say it.
     """
 
     def __init__(
@@ -128,6 +128,9 @@ class RustLM:
                 )
                 read = partial(native.read_tensor, str(source))
             conditions = _load_conditions(read, lm) if lm.conditioners else None
+        origin = source.origin if isinstance(source, GivenTensors) else None
+        if handle.holds_bfloat16 and dtype != "bfloat16":
+            origin = "weights stay bfloat16, as in the file"
         return cls(
             handle,
             lm,
@@ -135,7 +138,7 @@ class RustLM:
             dtype=dtype,
             kv_dtype=kv_dtype,
             quantized=quantize,
-            origin=source.origin if isinstance(source, GivenTensors) else None,
+            origin=origin,
         )
 
     @property
@@ -214,7 +217,7 @@ class RustLM:
         extra: dict[str, Any] = {"text_logits_BV": text_logits_BV}
         if self._lm.num_extra_heads:
             extra["extra_heads"] = list(torch.from_numpy(heads).unbind(1))
-        finite_B = torch.tensor(finite_text)
+        finite_B = torch.tensor(finite_text, dtype=torch.bool)
         text_B = self._sample_text(text_logits_BV, valid_B, controls, state)
         if self._lm.depth is None:
             return Step(text_B, text_B.new_zeros(batch, 0), finite_B, extra)
@@ -228,7 +231,7 @@ class RustLM:
                 guidance,
                 state.handle,
             )
-        finite_B = finite_B & torch.tensor(finite_codes)
+        finite_B = finite_B & torch.tensor(finite_codes, dtype=torch.bool)
         return Step(text_B, torch.from_numpy(codes), finite_B, extra)
 
     def _sample_text(
@@ -243,11 +246,12 @@ class RustLM:
         with failing_as("backend rust could not sample a text token"):
             tokens = self._handle.sample(
                 logits_BV.numpy(),
+                valid_B.tolist(),
                 controls.text_temperature_B[:batch].tolist(),
                 controls.text_top_k_B[:batch].tolist(),
                 None if noise_BKR is None else noise_BKR[:batch, 0].contiguous().numpy(),
             )
-        text_B = torch.tensor(tokens)
+        text_B = torch.tensor(tokens, dtype=torch.int64)
         if controls.forced_text_B is not None:
             forced_B = controls.forced_text_B[:batch]
             text_B = torch.where(forced_B == UNGENERATED, text_B, forced_B)

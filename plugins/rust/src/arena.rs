@@ -30,7 +30,7 @@ unsafe impl Plain for f32 {}
 unsafe impl Plain for half::bf16 {}
 unsafe impl Plain for i8 {}
 
-/// Numbers that change; on huge pages too.
+/// Numbers that can change; on huge pages too.
 pub struct Buffer<T = f32> {
     map: MmapMut,
     skip: usize,

@@ -205,6 +205,11 @@ impl Lm {
         self.0.num_bytes()
     }
 
+    #[getter]
+    fn holds_bfloat16(&self) -> bool {
+        self.0.holds_bfloat16()
+    }
+
     fn new_state(
         &self,
         py: Python<'_>,
@@ -241,32 +246,33 @@ impl Lm {
         ))
     }
 
-    /// Draws a token from each row of logits `[B, V]` as `depth` draws codes; noise is `[B, draws]`.
+    /// Draws a token from each valid row of logits `[B, V]` as `depth` draws codes, 0 from others;
+    /// noise is `[B, draws]`.
     #[staticmethod]
     fn sample(
         py: Python<'_>,
         logits: PyReadonlyArrayDyn<'_, f32>,
+        valid: Vec<bool>,
         temperature: Vec<f32>,
         top_k: Vec<i64>,
         noise: Option<PyReadonlyArrayDyn<'_, f32>>,
     ) -> PyResult<Vec<i64>> {
-        let draws = noise.as_ref().and_then(|noise| noise.shape().last().copied()).unwrap_or(0);
-        let noise = noise.as_ref().map(|noise| noise.as_slice().map_err(refuse)).transpose()?;
-        let count = temperature.len();
-        if top_k.len() != count || noise.is_some_and(|noise| noise.len() != count * draws) {
-            return Err(refuse("sampling settings or noise have other slots than logits"));
+        let (&[count, size], noise) = (logits.shape(), Noise::new(noise)?) else {
+            return Err(refuse("logits are a row for every slot"));
+        };
+        let sizes = [valid.len(), temperature.len(), top_k.len(), noise.rows(count)];
+        if sizes.iter().any(|&size| size != count) {
+            return Err(refuse(format!("{count} rows of logits, settings or noise for {sizes:?}")));
         }
-        let logits = logits.as_slice().map_err(refuse)?;
+        let logits = numbers(&logits)?;
         let mut tokens = vec![0; count];
         detached(py, || {
-            let size = logits.len() / count.max(1);
+            let sampling = noise.sampling(&temperature, &top_k);
             team::shared().chunks(&mut tokens, 1, |slot, token| {
-                let draw = sampling::Draw {
-                    temperature: temperature[slot],
-                    top_k: top_k[slot].max(0) as usize,
-                    noise: noise.map(|noise| &noise[slot * draws..(slot + 1) * draws]),
-                };
-                token[0] = sampling::sample(&logits[slot * size..(slot + 1) * size], &draw) as i64;
+                if valid[slot] {
+                    let logits = &logits[slot * size..(slot + 1) * size];
+                    token[0] = sampling::sample(logits, &sampling.draw(slot, slot)) as i64;
+                }
             });
             Ok(())
         })?;
@@ -286,26 +292,42 @@ impl Lm {
         guidance: Option<Vec<f32>>,
         state: &mut LmState,
     ) -> PyResult<(Array<'py, i64>, Vec<bool>)> {
-        let state = &mut state.0;
-        let draws = noise.as_ref().and_then(|noise| noise.shape().last().copied()).unwrap_or(0);
-        let noise = noise.as_ref().map(numbers).transpose()?;
-        let wanted = text.len() * (1 + self.0.num_codes()) * draws;
-        if noise.as_ref().is_some_and(|noise| noise.len() < wanted) {
+        let (state, noise) = (&mut state.0, Noise::new(noise)?);
+        let wanted = text.len() * (1 + self.0.num_codes());
+        if noise.rows(wanted) < wanted {
             return Err(refuse("noise has too few rows"));
         }
         if temperature.len() < text.len() || top_k.len() < text.len() {
             return Err(refuse("sampling settings have too few slots"));
         }
         let (codes, finite) = detached(py, || {
-            let sampling = lm::Sampling {
-                temperature: &temperature,
-                top_k: &top_k,
-                noise: noise.as_deref().map(|noise| (noise, draws)),
-                guidance: guidance.as_deref(),
-            };
-            self.0.depth(&text, &sampling, state)
+            let sampling = noise.sampling(&temperature, &top_k);
+            self.0.depth(&text, &sampling, guidance.as_deref(), state)
         })?;
         Ok((shaped(py, codes, &[text.len(), self.0.num_codes()])?, finite))
+    }
+}
+
+/// Exponential draws, `[rows.., draws]`.
+struct Noise(Option<(Vec<f32>, usize)>);
+
+impl Noise {
+    fn new(array: Option<PyReadonlyArrayDyn<'_, f32>>) -> PyResult<Self> {
+        let Some(array) = array else { return Ok(Self(None)) };
+        Ok(Self(Some((numbers(&array)?, array.shape().last().copied().unwrap_or(0)))))
+    }
+
+    /// How many rows there are; where there is no noise, as many as are wanted.
+    fn rows(&self, wanted: usize) -> usize {
+        match &self.0 {
+            Some((numbers, draws)) if *draws > 0 => numbers.len() / draws,
+            _ => wanted,
+        }
+    }
+
+    fn sampling<'a>(&'a self, temperature: &'a [f32], top_k: &'a [i64]) -> sampling::Sampling<'a> {
+        let noise = self.0.as_ref().map(|(noise, draws)| (&noise[..], *draws));
+        sampling::Sampling { temperature, top_k, noise }
     }
 }
 
@@ -352,7 +374,7 @@ fn build_info() -> (Vec<&'static str>, usize) {
     if cfg!(feature = "metal") {
         devices.push("metal");
     }
-    (devices, rayon::current_num_threads())
+    (devices, team::shared().threads())
 }
 
 #[pymodule]

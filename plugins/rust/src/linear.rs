@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle::quantized::{GgmlDType, QMatMul, QTensor};
-use candle::{DType, Device, Module, Result, Tensor};
+use candle::{DType, Device, Module, Result, Tensor, D};
 use half::bf16;
 
 use crate::arena::Arena;
@@ -14,13 +14,13 @@ use crate::team;
 use crate::weights::{Piece, Weights};
 
 /// Numbers that are worth a turn of a thread.
-const WORTH_SHARING: usize = 1 << 13;
+const PART: usize = 1 << 13;
 
 /// How weights are kept and where.
 #[derive(Clone)]
 pub struct Placement {
     pub device: Device,
-    /// Of weights that are not quantized.
+    /// Of weights that are not quantized; but see `held`.
     pub dtype: DType,
     /// Linear weights become Q8_0 where the file does not quantize them already.
     pub quantize: bool,
@@ -151,8 +151,15 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Plain(weight) => x.matmul(&weight.t()?),
-            Self::Quantized(weight) => weight.forward(x),
-            _ => on_slices(x, |x, y| self.multiply(x, y)),
+            // On a thread of rayon's, as candle shares out every row.
+            Self::Quantized(weight) => rayon::scope(|_| weight.forward(x)),
+            _ => {
+                let (inputs, width) = (self.shape()?.1, x.dim(D::Minus1)?);
+                if width != inputs {
+                    candle::bail!("{width} numbers were given to what takes {inputs}")
+                }
+                on_slices(x, |x, y| self.multiply(x, y))
+            }
         }
     }
 
@@ -173,6 +180,7 @@ impl Linear {
             Self::Blocks(weight) => weight.multiply(x, y, add),
             Self::F32(weight) => by_panels(x, weight, y, add),
             Self::Bf16(weight) => by_panels(x, weight, y, add),
+            // As candle has them, for the forms of GGUF that have no kernel here.
             Self::Plain(_) | Self::Quantized(_) => {
                 let (_, inputs) = self.shape()?;
                 let x = Tensor::from_slice(x, (x.len() / inputs, inputs), &Device::Cpu)?;
@@ -316,7 +324,7 @@ pub fn on_slices(
 /// Calls `work` with every row of `x` and of `y`, on all threads where that is worth it.
 pub fn by_rows(x: &[f32], y: &mut [f32], count: usize, work: impl Fn(&[f32], &mut [f32]) + Sync) {
     let (inputs, outputs) = (x.len() / count, y.len() / count);
-    let rows = WORTH_SHARING.div_ceil(inputs);
+    let rows = PART.div_ceil(inputs);
     team::shared().chunks(y, rows * outputs, |i, y| {
         let x = x[i * rows * inputs..].chunks_exact(inputs);
         x.zip(y.chunks_exact_mut(outputs)).for_each(|(x, y)| work(x, y));

@@ -1,6 +1,6 @@
 //! The language model: a temporal transformer per frame, a depth transformer per codebook.
 //!
-//! Our own, on candle's tensors: several streams read every weight once, each stream has its own
+//! Our own, on the CPU with kernels of its own and elsewhere on candle's tensors: several streams read every weight once, each stream has its own
 //! position, and the caller's noise decides what is sampled. None of that is open in the `moshi`
 //! crate, whose model has one position for all streams and keeps its depth transformer private.
 //!
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::attention::{attend, attend_plain, Heads, Place, Ring, Rotation};
 use crate::linear::{by_rows, on_slices, Linear, Placement, Table};
 use crate::math::{gated, rms_norm};
-use crate::sampling::{sample, Draw};
+use crate::sampling::{sample, Sampling};
 use crate::weights::{Piece, Weights};
 
 /// One stack of blocks.
@@ -238,7 +238,7 @@ impl Stack {
             block.norm1.apply(x, normal)?;
             weights.in_proj.multiply(normal, projected)?;
             let mut own: Vec<&mut Ring> = rings.iter_mut().map(|rings| &mut rings[layer]).collect();
-            attend(projected, self.heads, &mut own, places, rotation, seen)?;
+            attend(projected, self.heads, &mut own, places, rotation, seen);
             weights.out_proj.multiply_add(seen, x)?;
             block.norm2.apply(x, normal)?;
             weights.gate_in.multiply(normal, gates)?;
@@ -362,15 +362,6 @@ pub struct Temporal {
     pub finite: Vec<bool>,
 }
 
-/// Sampling settings of all slots.
-pub struct Sampling<'a> {
-    pub temperature: &'a [f32],
-    pub top_k: &'a [i64],
-    /// `[slots, 1 + codebooks, draws]`; the first row is text's.
-    pub noise: Option<(&'a [f32], usize)>,
-    pub guidance: Option<&'a [f32]>,
-}
-
 impl Model {
     pub fn load(weights: &Weights, spec: Spec, place: Placement) -> Result<Self> {
         if weights.is_gguf() && !place.quantize {
@@ -414,6 +405,11 @@ impl Model {
 
     pub fn num_codes(&self) -> usize {
         self.depth.as_ref().map_or(0, |depth| depth.sets.len())
+    }
+
+    /// Whether linear weights are held in bfloat16, as under `dtype` float32 those of such a file.
+    pub fn holds_bfloat16(&self) -> bool {
+        matches!(self.text_head, Linear::Bf16(_))
     }
 
     /// Bytes of all matrices and tables.
@@ -542,6 +538,7 @@ impl Model {
         &self,
         text: &[i64],
         sampling: &Sampling,
+        guidance: Option<&[f32]>,
         state: &mut State,
     ) -> Result<(Vec<i64>, Vec<bool>)> {
         let count = self.num_codes();
@@ -550,6 +547,9 @@ impl Model {
         let (Some(depth), Some((slots, hidden))) = (&self.depth, &state.last) else {
             return Ok((codes, finite));
         };
+        if slots.last().is_some_and(|&last| last >= text.len()) {
+            candle::bail!("{} text tokens are fewer than slots", text.len())
+        }
         let per_slot = state.per_slot;
         let mut rings: Vec<&mut Vec<Ring>> =
             state.depth.iter_mut().take(slots.len() * per_slot).collect();
@@ -574,19 +574,11 @@ impl Model {
             let place = Place { position: k, capacity: count };
             let places = vec![place; rings.len()];
             let x = depth.stack.step(x, set, &mut rings, &places, None, &mut state.scratch)?;
-            let found = Logits::new(&depth.heads[k].forward(&x)?, sampling.guidance, per_slot)?;
+            let found = Logits::new(&depth.heads[k].forward(&x)?, guidance, per_slot)?;
             for (n, slot) in slots.iter().enumerate() {
                 found.copy(n, *slot, &mut logits);
                 finite[*slot] &= logits.iter().all(|x| x.is_finite());
-                let noise = sampling.noise.map(|(noise, draws)| {
-                    let start = (slot * (1 + count) + 1 + k) * draws;
-                    &noise[start..start + draws]
-                });
-                let draw = Draw {
-                    temperature: sampling.temperature[*slot],
-                    top_k: sampling.top_k[*slot].max(0) as usize,
-                    noise,
-                };
+                let draw = sampling.draw(*slot, slot * (1 + count) + 1 + k);
                 previous[n] = sample(&logits, &draw) as i64;
                 codes[slot * count + k] = previous[n];
             }

@@ -10,8 +10,27 @@ pub struct Draw<'a> {
     pub noise: Option<&'a [f32]>,
 }
 
+/// Sampling settings of all slots.
+pub struct Sampling<'a> {
+    pub temperature: &'a [f32],
+    pub top_k: &'a [i64],
+    /// `[rows, draws]`, and how many draws a row has.
+    pub noise: Option<(&'a [f32], usize)>,
+}
+
+impl<'a> Sampling<'a> {
+    /// The draw of a slot, with a row of noise.
+    pub fn draw(&self, slot: usize, row: usize) -> Draw<'a> {
+        Draw {
+            temperature: self.temperature[slot],
+            top_k: self.top_k[slot].max(0) as usize,
+            noise: self.noise.map(|(noise, draws)| &noise[row * draws..(row + 1) * draws]),
+        }
+    }
+}
+
 /// Takes the candidate with the largest probability over its exponential draw, which is each
-/// candidate with its own probability.
+/// candidate with its own probability. Candidates are ordered by probability, equal ones by number.
 pub fn sample(logits: &[f32], draw: &Draw) -> usize {
     let noise = match draw.noise {
         Some(noise) if draw.temperature > 0.0 && !noise.is_empty() => noise,

@@ -5,6 +5,7 @@
 //! a thread that has not come by the time it is done.
 
 use std::any::Any;
+use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How long a thread looks out for work: longer than what one thread does between two products.
 const PATIENCE: Duration = Duration::from_micros(200);
-/// Looks at the gate between two at the clock, and before others get the processor.
+/// Looks for work between two at the clock, and looks of who waits for the others before it offers
+/// its processor.
 const LOOKS: usize = 32;
 const PATIENT_LOOKS: usize = 1024;
 /// Of the gate: how many threads are inside, whether more may enter, and the number of the job.
@@ -38,7 +40,8 @@ struct Core {
     /// Held by the thread whose work is done.
     turn: Mutex<()>,
     gate: AtomicU64,
-    job: Mutex<Option<Job>>,
+    /// Written while the gate is closed and nobody inside, read inside.
+    job: UnsafeCell<Option<Job>>,
     /// What a helper panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     over: AtomicBool,
@@ -49,6 +52,9 @@ struct Helper {
     asleep: Arc<AtomicBool>,
 }
 
+// SAFETY: of the job, as it says there.
+unsafe impl Sync for Core {}
+
 /// Work that is only called inside the gate, and borrowed until all have left it.
 #[derive(Clone, Copy)]
 struct Job(&'static (dyn Fn() + Sync));
@@ -58,7 +64,7 @@ impl Team {
         let core = Arc::new(Core {
             turn: Mutex::default(),
             gate: AtomicU64::new(0),
-            job: Mutex::default(),
+            job: UnsafeCell::new(None),
             panic: Mutex::default(),
             over: AtomicBool::new(false),
         });
@@ -75,6 +81,7 @@ impl Team {
     ///
     /// Parts become smaller towards the end, down to `least`, so that threads end together.
     pub fn spread(&self, count: usize, least: usize, work: impl Fn(Range<usize>) + Sync) {
+        assert!(least > 0, "a part is something");
         if self.helpers.is_empty() || least >= count {
             return work(0..count);
         }
@@ -114,9 +121,12 @@ impl Team {
             // The others work for another thread.
             Err(TryLockError::WouldBlock) => return work(),
         };
-        // SAFETY: `Closing` waits for all who may call it, and then nobody does.
-        let job = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static _>(work) };
-        *lock(&core.job) = Some(Job(job));
+        // SAFETY: the gate is closed, and nobody inside. `Closing` waits for all who may call the
+        // work, and then nobody does.
+        unsafe {
+            let job = std::mem::transmute::<&(dyn Fn() + Sync), &'static _>(work);
+            *core.job.get() = Some(Job(job));
+        }
         *lock(&core.panic) = None; // of work that the caller did not survive either
         let closing = Closing(&core.gate);
         core.gate.fetch_add(NEXT | OPEN, Ordering::SeqCst);
@@ -167,8 +177,8 @@ impl Core {
             return false;
         }
         *served = gate / NEXT;
-        let job = *lock(&self.job);
-        if let Some(Job(work)) = job {
+        // SAFETY: this thread is inside.
+        if let Some(Job(work)) = unsafe { *self.job.get() } {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
                 *lock(&self.panic) = Some(panic);
             }

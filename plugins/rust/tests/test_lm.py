@@ -14,6 +14,7 @@ from support.golden import BASE_LM, CONDITIONED_LM, DELAYED_LM, STT_LM
 
 from moshi_pipe.errors import BackendError, ConfigError
 from moshi_pipe.models.protocols import SpeechLM
+from moshi_pipe_rust.native import load_native
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,6 +187,15 @@ def test_hibiki_reads_the_end_as_padding(tmp_path: Path) -> None:
     assert not torch.equal(results[0], results[2])
 
 
+def test_sampling_settings_of_other_slots_are_refused() -> None:
+    native = load_native()
+    logits_BV = np.zeros((3, 8), np.float32)
+    noise_BR = np.ones((2, 4), np.float32)
+    for settings in (([0.0] * 2, [0] * 3, None), ([0.0] * 3, [0] * 3, noise_BR)):
+        with pytest.raises(native.NativeError, match="3 rows of logits"):
+            native.Lm.sample(logits_BV, [True] * 3, *settings)
+
+
 def test_bfloat16_weights_are_exact_where_the_file_has_them(tmp_path: Path) -> None:
     reference = torch_lm(BASE_LM)
     with torch.no_grad():
@@ -212,6 +222,8 @@ def test_bfloat16_weights_are_exact_where_the_file_has_them(tmp_path: Path) -> N
     # The same numbers in float32 would take twice the memory and say no more.
     as_saved = rust_lm(write_lm(tmp_path, reference), reference.spec)
     assert 2 * narrow.num_bytes == 2 * wide.num_bytes == as_saved.num_bytes
+    assert (narrow.caps.quant, as_saved.caps.quant) == (None, None)
+    assert wide.caps.quant == "weights stay bfloat16, as in the file"
 
 
 def test_non_finite_logits_are_reported_per_slot(tmp_path: Path) -> None:

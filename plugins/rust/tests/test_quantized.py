@@ -45,7 +45,7 @@ def test_a_gguf_file_gives_what_its_values_give(
 
     for _ in range(4 * CONTEXT):
         wanted, got = theirs.step(), ours.step()
-        # The same values, but products round their inputs to 16 bits per block of 32.
+        # The same values, but products round their inputs to 16 bits.
         torch.testing.assert_close(
             got.extra["text_logits_BV"], wanted.extra["text_logits_BV"], atol=3e-4, rtol=0
         )

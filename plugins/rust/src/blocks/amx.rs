@@ -9,7 +9,6 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
-use std::sync::OnceLock;
 
 use super::{Steps, AHEAD, BLOCK, BYTES, SCALES, WIDE};
 
@@ -23,17 +22,14 @@ const HALF: usize = TILE * BLOCK;
 
 /// Whether the processor has it and the system lets this process use it.
 pub fn available() -> bool {
-    static FOUND: OnceLock<bool> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        const TILES_AND_INT8: u32 = 1 << 24 | 1 << 25;
-        const REQUEST_PERMISSION: libc::c_int = 0x1023;
-        const TILE_DATA: libc::c_int = 18;
-        // SAFETY: every processor of this kind that has AVX-512 has this leaf, and the system
-        // refuses what it does not know.
-        is_x86_feature_detected!("avx512f")
-            && __cpuid_count(7, 0).edx & TILES_AND_INT8 == TILES_AND_INT8
-            && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0
-    })
+    const TILES_AND_INT8: u32 = 1 << 24 | 1 << 25;
+    const REQUEST_PERMISSION: libc::c_int = 0x1023;
+    const TILE_DATA: libc::c_int = 18;
+    // SAFETY: every processor of this kind that has AVX-512 has this leaf, and the system refuses
+    // what it does not know.
+    is_x86_feature_detected!("avx512f")
+        && __cpuid_count(7, 0).edx & TILES_AND_INT8 == TILES_AND_INT8
+        && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0
 }
 
 /// Inputs in groups of 16, the last filled up with zeros: `[blocks, high and low, 16, 32]` bytes and
@@ -128,10 +124,10 @@ fn dots_checked(weights: &[i8], tile: &Tile, sums: &mut [[f32; WIDE]; TILE]) {
     // Two, so that one block is multiplied while the one before it is added.
     let mut scratch = [const { MaybeUninit::<Sums>::uninit() }; 2];
     let [mut now, mut before] = scratch.each_mut().map(MaybeUninit::as_mut_ptr);
-    // SAFETY: the shapes are those that the loop reads and writes.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPES, options(nostack, readonly)) };
     let mut blocks = weights.chunks_exact(BYTES).map(|block| block.as_ptr()).zip(tile.bytes);
     let Some((mut at, inputs)) = blocks.next() else { return };
+    // SAFETY: the shapes are those that the loop reads and writes.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPES, options(nostack, readonly)) };
     // SAFETY: pointers are to whole blocks, and to sums that were written. What is asked for ahead
     // may be anywhere.
     unsafe {
