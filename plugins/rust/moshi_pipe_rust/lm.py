@@ -1,7 +1,8 @@
 """Moshi on candle, behind the language model protocol.
 
-Tokens are sampled inside the extension, by the rule of the PyTorch backend from the same noise (equal
-probabilities in order of their tokens): torch wakes its threads for each function of so many logits.
+Tokens are sampled inside the extension, by the rule of the PyTorch backend from the same noise;
+equal probabilities are in order of their tokens. Torch wakes its threads for each function of so
+many logits.
 
 Shape letters: B slot, S stream, K generated codebook, R noise draw, V vocabulary, D model width,
 W remembered text token.

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from moshi_pipe_rust.native import load_native
 from rust_models import Runner, candle_names, rust_lm, tokens, torch_lm, write_lm
 from support.golden import BASE_LM, CONDITIONED_LM, DELAYED_LM, STT_LM
 
 from moshi_pipe.errors import BackendError, ConfigError
 from moshi_pipe.models.protocols import SpeechLM
-from moshi_pipe_rust.native import load_native
 
 if TYPE_CHECKING:
     from pathlib import Path
