@@ -4,6 +4,7 @@
     python benchmarks/bench_lm.py --preset 943m --quant int8 int4 --slots 16
     python benchmarks/bench_lm.py --preset 943m --rust --slots 16
     python benchmarks/bench_lm.py --preset 943m --rust --stored bfloat16   # as released weights are
+    python benchmarks/bench_lm.py --preset 943m --rust --only 'rust int8'   # by turns with nobody
 
 Random weights, the same file for both; greedy, one session, steps done in turn, tokens compared
 while timing. The floor is the bytes that a step reads over the bandwidth at which this machine
@@ -16,6 +17,7 @@ import argparse
 import importlib.util
 import os
 import tempfile
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,8 @@ from moshi_pipe.nn.weight_quantizer import WeightQuantizer
 from moshi_pipe.plugins import load_plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moshi_pipe.models.protocols import SpeechLM
     from moshi_pipe.models.spec import LMSpec
 
@@ -64,6 +68,7 @@ def main() -> None:
     )
     parser.add_argument("--quant", nargs="*", default=[], help="also time int8, int4")
     parser.add_argument("--compiled", action="store_true", help="also time torch.compile")
+    parser.add_argument("--only", nargs="+", default=[], help="of ours, such as 'rust int8'")
     parser.add_argument("--rust", action="store_true", help="also time backend=rust, and its int8")
     args = parser.parse_args()
     preset = shape(args.preset)
@@ -86,30 +91,19 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
     load(folder, dtype, "fast")  # a virtual machine is slower where it touches memory first
     steps: dict[str, Step] = {}
     tokens: dict[str, list[list[int]]] = {}
-    for numerics in ("fast", "reference"):
-        add_ours(f"ours {numerics}", load(folder, dtype, numerics), steps, tokens)
-    for quant in args.quant:
-        add_ours(f"ours {quant}", load(folder, dtype, "fast", quant), steps, tokens)
-    for form in dict.fromkeys([dtype, "int8"]) if args.rust else []:
-        rust = load_rust(folder, dtype, form)
-        add_ours(f"rust {form}", rust, steps, tokens)
-        if args.slots > 1:
-            add_ours(f"rust {form}, {args.slots} slots", rust, steps, tokens, args.slots)
-    if args.compiled:
-        model = load(folder, dtype, "reference")
-        model.temporal_step = torch.compile(model.temporal_step)  # type: ignore[method-assign]
-        model.depth_step = torch.compile(model.depth_step)  # type: ignore[method-assign]
-        add_ours("ours compiled", model, steps, tokens)
-    if args.slots == 1 and importlib.util.find_spec("moshi") is not None:
+    ours = contestants(folder, args, dtype)
+    if unknown := set(args.only) - set(ours):
+        raise SystemExit(f"--only {sorted(unknown)}: there are {', '.join(ours)}")
+    for name, (model, num_slots) in ours.items():
+        if not args.only or name in args.only:
+            add_ours(name, model(), steps, tokens, num_slots)
+    if args.slots == 1 and not args.only and importlib.util.find_spec("moshi") is not None:
         add_reference(folder, dtype, steps, tokens)
-    for form in (args.quant or [dtype]) if args.slots > 1 else []:
-        quant = None if form == dtype else form
-        name = f"ours {form}, {args.slots} slots"
-        add_ours(name, load(folder, dtype, "fast", quant), steps, tokens, args.slots)
     times = time_interleaved(steps, args.steps, args.warm_up)
     report: dict[str, Any] = {name: summary(times[name]) for name in steps}
-    for name, row in report.items():
-        same = sum(a == b for a, b in zip(tokens["ours reference"], tokens[name], strict=True))
+    exact = tokens.get("ours reference")
+    for name, row in report.items() if exact else ():
+        same = sum(a == b for a, b in zip(exact, tokens[name], strict=True))
         row["tokens_equal"] = f"{same} of {args.steps + args.warm_up} steps"
     if "moshi" in report:
         ratio = report["ours fast"]["median_ms"] / report["moshi"]["median_ms"]
@@ -124,6 +118,37 @@ def run(folder: Path, args: argparse.Namespace, dtype: str, num_threads: int) ->
     floors = {form: read * BYTES[form] / speed * 1e3 for form in forms}
     report["floor_ms"] = {form: round(floor, 1) for form, floor in floors.items()}
     return report
+
+
+def contestants(
+    folder: Path, args: argparse.Namespace, dtype: str
+) -> dict[str, tuple[Callable[[], SpeechLM], int]]:
+    """Name what of ours is timed, with what loads it and its sessions."""
+    found: dict[str, tuple[Callable[[], SpeechLM], int]] = {}
+    many = args.slots
+    for numerics in ("fast", "reference"):
+        found[f"ours {numerics}"] = partial(load, folder, dtype, numerics), 1
+    for quant in args.quant:
+        found[f"ours {quant}"] = partial(load, folder, dtype, "fast", quant), 1
+    for form in dict.fromkeys([dtype, "int8"]) if args.rust else []:
+        rust = cache(partial(load_rust, folder, dtype, form))
+        found[f"rust {form}"] = rust, 1
+        if many > 1:
+            found[f"rust {form}, {many} slots"] = rust, many
+    if args.compiled:
+        found["ours compiled"] = partial(load_compiled, folder, dtype), 1
+    for form in (args.quant or [dtype]) if many > 1 else []:
+        quant = None if form == dtype else form
+        found[f"ours {form}, {many} slots"] = partial(load, folder, dtype, "fast", quant), many
+    return found
+
+
+def load_compiled(folder: Path, dtype: str) -> Moshi:
+    """Load our model and compile its steps."""
+    model = load(folder, dtype, "reference")
+    model.temporal_step = torch.compile(model.temporal_step)  # type: ignore[method-assign]
+    model.depth_step = torch.compile(model.depth_step)  # type: ignore[method-assign]
+    return model
 
 
 def load(folder: Path, dtype: str, numerics: str, quant: str | None = None) -> Moshi:

@@ -2,8 +2,8 @@
 
     python benchmarks/plot_cpu.py lines.jsonl docs
 
-Takes the lines of bench_codec.py and of bench_lm.py with ``--preset 943m``; of lines for the same,
-the last counts. Writes ``codec.svg`` and ``lm.svg``. Needs matplotlib.
+Takes the lines of bench_codec.py and of bench_lm.py with ``--preset 943m``, without ``--stored``; of
+lines for the same, the last counts. Writes ``codec.svg`` and ``lm.svg``. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def main() -> None:
     for row in printed_rows(args.lines):
         if row["bench"] == "codec" and row["slots"] == 1 and "floor_ms" in row["threads"]["1"]:
             draw_codec(row["threads"], args.folder / "codec.svg")
-        if row["bench"] == "lm" and row["preset"] == "943m":
+        as_stored = not row.get("stored")
+        if row["bench"] == "lm" and row["preset"] == "943m" and as_stored:
             paired = {key: one for key, one in row["results"].items() if "moshi" in one}
             steps.update(paired)
     draw_lm(steps, args.folder / "lm.svg")
