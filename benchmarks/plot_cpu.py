@@ -2,8 +2,8 @@
 
     python benchmarks/plot_cpu.py lines.jsonl docs
 
-Takes the lines of bench_codec.py and of bench_lm.py with ``--preset 943m``, without ``--stored``; of
-lines for the same, the last counts. Writes ``codec.svg`` and ``lm.svg``. Needs matplotlib.
+Takes the lines of bench_codec.py and of bench_lm.py with ``--preset 943m``, without ``--stored``;
+of lines for the same, the last counts. Writes ``codec.svg`` and ``lm.svg``. Needs matplotlib.
 """
 
 from __future__ import annotations
