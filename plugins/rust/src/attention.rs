@@ -140,13 +140,9 @@ pub fn attend(
         .map(|(((values, out), ring), &place)| Row { values, out, ring, place })
         .collect();
     let filled: usize = places.iter().map(|place| heads.numbers(place)).sum();
-    let team = team::shared();
     // Fewer rows than threads are attended to in turn, each by all threads.
-    if count >= team.threads() && filled >= WORTH_SHARING {
-        team.chunks(&mut rows, 1, |n, rows| rows[0].attend(n, heads, rotation));
-    } else {
-        rows.iter_mut().enumerate().for_each(|(n, row)| row.attend(n, heads, rotation));
-    }
+    let worth = count >= team::shared().threads() && filled >= WORTH_SHARING;
+    team::shared_if(worth).chunks(&mut rows, 1, |n, rows| rows[0].attend(n, heads, rotation));
 }
 
 /// What one position is projected to, what it attends to, and where its result goes.
@@ -215,10 +211,7 @@ fn over_heads<T: Number>(
 ) {
     let filled = heads.numbers(&place);
     let seen = Seen { q, keys: &keys[..filled], values: &values[..filled], heads };
-    let team = team::shared();
-    if filled < WORTH_SHARING {
-        return seen.attend(0, out);
-    }
+    let team = team::shared_if(filled >= WORTH_SHARING);
     let share = heads.queries.div_ceil(team.threads());
     team.chunks(out, share * heads.width, |i, out| seen.attend(i * share, out));
 }

@@ -30,6 +30,16 @@ pub fn shared() -> &'static Team {
     SHARED.get_or_init(|| Team::new(rayon::current_num_threads()))
 }
 
+/// That team where work is worth a second thread, else one of the caller alone.
+pub fn shared_if(worth: bool) -> &'static Team {
+    static ALONE: OnceLock<Team> = OnceLock::new();
+    if worth {
+        shared()
+    } else {
+        ALONE.get_or_init(|| Team::new(1))
+    }
+}
+
 /// Some threads, the caller's among them.
 pub struct Team {
     core: Arc<Core>,

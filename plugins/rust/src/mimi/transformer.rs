@@ -177,11 +177,7 @@ impl Transformer {
         };
         let held = |slot: &usize| positions[*slot].min(self.sizes.context);
         let numbers = slots.iter().map(held).sum::<usize>() * 2 * width;
-        if numbers >= WORTH_SHARING {
-            team::shared().chunks(work, size, one);
-        } else {
-            work.chunks_mut(size).enumerate().for_each(|(i, work)| one(i, work));
-        }
+        team::shared_if(numbers >= WORTH_SHARING).chunks(work, size, one);
         self.collect(work, normal);
         let output = Output { add: true, ..Output::dense(x, width) };
         multiply(Input::dense(normal, rows, width), layer.attention_out.view(), output);
